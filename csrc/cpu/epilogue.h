@@ -1,0 +1,23 @@
+#pragma once
+
+#include "../conv.h"
+
+#include <cmath>
+
+namespace torchconv::cpu {
+
+// NaN goes through every activation, as it does in torch's own.
+template <class Value>
+Value activate(Activation activation, Value v, Value slope) {
+  switch (activation) {
+    case Activation::none: return v;
+    case Activation::relu: return v < 0 ? Value(0) : v;
+    case Activation::leaky_relu: return v < 0 ? v * slope : v;
+    case Activation::relu6: return v < 0 ? Value(0) : v > 6 ? Value(6) : v;
+    case Activation::sigmoid: return 1 / (1 + std::exp(-v));
+    case Activation::tanh: return std::tanh(v);
+  }
+  return v;
+}
+
+}  // namespace torchconv::cpu

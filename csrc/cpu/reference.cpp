@@ -1,0 +1,171 @@
+// cpu.reference: the three operators as plain loops. It is the specification of the other implementations, the oracle
+// of their tests and the fallback for what they decline: any dtype, geometry and strides, on any machine.
+//
+// Each unit of work is one row of the result. Sums are kept for a block of neighbours at a time, in double for float64
+// and in float otherwise, and every sum is added up in one fixed order, whatever the number of threads.
+#include "reference.h"
+
+#include "epilogue.h"
+#include "parallel.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <type_traits>
+
+namespace torchconv::cpu {
+
+namespace {
+
+constexpr int64_t block = 64;
+
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// sum[i * sum_step] += weight * values[i * step]. Where both are contiguous, the compiler makes vectors of it; the terms
+// and their order are the same.
+template <class T>
+void accumulate(Sum<T>* sum, int64_t sum_step, Sum<T> weight, const T* values, int64_t step, int64_t count) {
+  if (sum_step == 1 && step == 1)
+    for (int64_t i = 0; i < count; ++i) sum[i] += weight * Sum<T>(values[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) sum[i * sum_step] += weight * Sum<T>(values[i * step]);
+}
+
+// y[n, k, p, q] = sum over c, r, s of x[n, c, p * stride + r * dilation - pad, ...] * w[k, c, r, s], then the epilogue
+template <class T>
+void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epilogue) {
+  const int64_t N = conv.N, K = conv.K, c_end = conv.C_per_group(), k_per_group = conv.K_per_group();
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
+  const auto* bias = static_cast<const T*>(epilogue.bias);
+
+  parallel_for(N * K * rows.out, double(c_end) * rows.kernel * cols.kernel * cols.out, [&](int64_t unit) {
+    const int64_t p = unit % rows.out, k = unit / rows.out % K, n = unit / rows.out / K, group = k / k_per_group;
+    const T* x_group = x + n * xs.n + group * c_end * xs.c;
+    T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
+    for (int64_t q0 = 0; q0 < cols.out; q0 += block) {
+      const int64_t q1 = std::min(q0 + block, cols.out);
+      Sum<T> sum[block] = {};
+      for (int64_t c = 0; c < c_end; ++c)
+        for (int64_t r = 0; r < rows.kernel; ++r) {
+          const int64_t h = rows.position(p, r);
+          if (h < 0 || h >= rows.in) continue;
+          for (int64_t s = 0; s < cols.kernel; ++s) {
+            const Sum<T> weight = w[k * ws.n + c * ws.c + r * ws.h + s * ws.w];
+            const T* x_row = x_group + c * xs.c + h * xs.h;
+            const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
+            accumulate(sum + (q - q0), 1, weight, x_row + cols.position(q, s) * xs.w, cols.stride * xs.w, end - q);
+          }
+        }
+      const Sum<T> b = bias ? Sum<T>(bias[k * epilogue.bias_stride]) : Sum<T>(0);
+      for (int64_t q = q0; q < q1; ++q)
+        y_row[q * ys.w] = T(activate(epilogue.activation, sum[q - q0] + b, Sum<T>(epilogue.slope)));
+    }
+  });
+}
+
+// x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], for the p and q whose tap r, s lies on h, w
+template <class T>
+void grad_input(const Conv& conv, const T* y, const T* w, T* x) {
+  const int64_t N = conv.N, C = conv.C, c_per_group = conv.C_per_group(), k_end = conv.K_per_group();
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
+
+  parallel_for(N * C * rows.in, double(k_end) * rows.kernel * cols.kernel * cols.out, [&](int64_t unit) {
+    const int64_t h = unit % rows.in, channel = unit / rows.in % C, n = unit / rows.in / C;
+    const int64_t group = channel / c_per_group, c = channel % c_per_group;
+    T* x_row = x + n * xs.n + channel * xs.c + h * xs.h;
+    for (int64_t w0 = 0; w0 < cols.in; w0 += block) {
+      const int64_t w1 = std::min(w0 + block, cols.in);
+      Sum<T> sum[block] = {};
+      for (int64_t k = group * k_end; k < (group + 1) * k_end; ++k)
+        for (int64_t r = 0; r < rows.kernel; ++r) {
+          const int64_t p = rows.first(r, h);
+          if (p == rows.out || rows.position(p, r) != h) continue;
+          for (int64_t s = 0; s < cols.kernel; ++s) {
+            const Sum<T> weight = w[k * ws.n + c * ws.c + r * ws.h + s * ws.w];
+            const T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
+            const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
+            accumulate(sum + (cols.position(q, s) - w0), cols.stride, weight, y_row + q * ys.w, ys.w, end - q);
+          }
+        }
+      for (int64_t i = w0; i < w1; ++i) x_row[i * xs.w] = T(sum[i - w0]);
+    }
+  });
+}
+
+// w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]
+template <class T>
+void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
+  const int64_t N = conv.N, K = conv.K, c_per_group = conv.C_per_group(), k_per_group = conv.K_per_group();
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
+
+  const double work = double(N) * rows.out * cols.out * cols.kernel;
+  parallel_for(K * c_per_group * rows.kernel, work, [&](int64_t unit) {
+    const int64_t r = unit % rows.kernel, c = unit / rows.kernel % c_per_group, k = unit / rows.kernel / c_per_group;
+    const int64_t channel = k / k_per_group * c_per_group + c;
+    for (int64_t s = 0; s < cols.kernel; ++s) {
+      const int64_t begin = cols.first(s, 0), end = cols.first(s, cols.in);
+      Sum<T> total = 0;
+      // One sum for each column of the block: short sums of independent terms, which loses fewer bits than a single
+      // one.
+      for (int64_t q0 = begin; q0 < end; q0 += block) {
+        const int64_t q1 = std::min(q0 + block, end);
+        Sum<T> sum[block] = {};
+        for (int64_t n = 0; n < N; ++n)
+          for (int64_t p = rows.first(r, 0); p < rows.first(r, rows.in); ++p) {
+            const T* x_row = x + n * xs.n + channel * xs.c + rows.position(p, r) * xs.h;
+            const T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
+            for (int64_t q = q0; q < q1; ++q)
+              sum[q - q0] += Sum<T>(x_row[cols.position(q, s) * xs.w]) * Sum<T>(y_row[q * ys.w]);
+          }
+        for (int64_t q = q0; q < q1; ++q) total += sum[q - q0];
+      }
+      w[k * ws.n + c * ws.c + r * ws.h + s * ws.w] = T(total);
+    }
+  });
+}
+
+// Calls body with a null pointer of the C++ type behind the problem's dtype.
+template <class Body>
+void with_type(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::float64: return body(static_cast<double*>(nullptr));
+    case Dtype::float32: return body(static_cast<float*>(nullptr));
+    case Dtype::bfloat16: return body(static_cast<torch::headeronly::BFloat16*>(nullptr));
+    case Dtype::float16: return body(static_cast<torch::headeronly::Half*>(nullptr));
+  }
+}
+
+}  // namespace
+
+Implementation reference() {
+  Implementation row;
+  row.name = "cpu.reference";
+  row.available = [] { return true; };
+  row.supports = [](const Conv&, Op) { return true; };
+  row.forward = [](const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+    with_type(conv.dtype, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      forward(conv, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<T*>(y), epilogue);
+    });
+  };
+  row.grad_input = [](const Conv& conv, const void* y, const void* w, void* x) {
+    with_type(conv.dtype, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      grad_input(conv, static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
+    });
+  };
+  row.grad_weight = [](const Conv& conv, const void* x, const void* y, void* w) {
+    with_type(conv.dtype, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      grad_weight(conv, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
+    });
+  };
+  return row;
+}
+
+}  // namespace torchconv::cpu

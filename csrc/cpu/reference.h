@@ -1,0 +1,9 @@
+#pragma once
+
+#include "../implementation.h"
+
+namespace torchconv::cpu {
+
+Implementation reference();
+
+}  // namespace torchconv::cpu

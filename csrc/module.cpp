@@ -1,0 +1,85 @@
+// torchconv._C: what is not an operator of torch's dispatcher. Importing it also registers those that are (ops.cpp).
+#include "cpu/parallel.h"
+#include "direct.h"
+#include "implementation.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <torch/headeronly/version.h>
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace torchconv {
+
+namespace {
+
+std::vector<py::dict> list_implementations() {
+  std::vector<py::dict> rows;
+  for (const Implementation& row : implementations()) {
+    std::vector<std::string> ops;
+    if (row.forward) ops.push_back("conv2d");
+    if (row.grad_input) ops.push_back("conv2d_grad_input");
+    if (row.grad_weight) ops.push_back("conv2d_grad_weight");
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["available"] = row.available();
+    entry["ops"] = ops;
+    rows.push_back(entry);
+  }
+  return rows;
+}
+
+std::map<std::string, std::string> build_info() {
+  return {
+      {"version", TORCHCONV_VERSION},
+      {"torch", TORCH_VERSION},
+      {"compiler", __VERSION__},
+      {"cuda", "no"},
+  };
+}
+
+std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> features;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  features["avx2"] = __builtin_cpu_supports("avx2");
+  features["fma"] = __builtin_cpu_supports("fma");
+  features["avx512f"] = __builtin_cpu_supports("avx512f");
+  features["avx512bw"] = __builtin_cpu_supports("avx512bw");
+  features["avx512vl"] = __builtin_cpu_supports("avx512vl");
+#endif
+  return features;
+}
+
+// The number of threads of torch's pool that a parallel loop of the kernels really runs on.
+size_t count_threads() {
+  std::mutex mutex;
+  std::set<std::thread::id> threads;
+  uint32_t most = 1;
+  torch_get_num_threads(&most);
+  cpu::parallel_for(most, 2 * cpu::work_per_thread, [&](int64_t) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    threads.insert(std::this_thread::get_id());
+  });
+  return threads.size();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.def("implementations", &list_implementations);
+  module.def("build_info", &build_info);
+  module.def("cpu_features", &cpu_features);
+  bind_direct(module);
+  module.def("count_threads", &count_threads, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace torchconv

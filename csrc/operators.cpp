@@ -1,0 +1,86 @@
+#include "operators.h"
+
+#include "implementation.h"
+
+#include <stdexcept>
+
+namespace torchconv {
+
+namespace {
+
+using Four = std::array<int64_t, 4>;
+
+Strides strides(const View& view) { return {view.stride[0], view.stride[1], view.stride[2], view.stride[3]}; }
+
+Strides strides(const Four& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
+
+// torch's own test of a tensor's memory format: the strides alone tell, and sizes of 1 or 0 count as contiguous.
+bool is_channels_last(const View& view) {
+  if (view.stride[1] == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    const int64_t size = view.size[d], stride = view.stride[d];
+    if (size == 0 || stride < least || (d == 0 && least == view.stride[1])) return false;
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
+// The result is channels_last if either operand is.
+Four result_strides(const Four& size, const View& a, const View& b) {
+  if (is_channels_last(a) || is_channels_last(b)) return {size[1] * size[3] * size[2], 1, size[1] * size[3], size[1]};
+  const auto at_least_1 = [](int64_t n) { return n > 1 ? n : 1; };
+  const int64_t h = at_least_1(size[3]), c = h * at_least_1(size[2]), n = c * at_least_1(size[1]);
+  return {n, c, h, 1};
+}
+
+Activation activation_named(const std::string& name) {
+  static constexpr std::pair<const char*, Activation> names[] = {
+      {"none", Activation::none},   {"relu", Activation::relu},       {"leaky_relu", Activation::leaky_relu},
+      {"relu6", Activation::relu6}, {"sigmoid", Activation::sigmoid}, {"tanh", Activation::tanh},
+  };
+  for (const auto& [known, activation] : names)
+    if (name == known) return activation;
+  throw std::runtime_error("activation must be none, relu, leaky_relu, relu6, sigmoid or tanh, but got \"" + name +
+                           "\"");
+}
+
+}  // namespace
+
+void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
+            const std::string& activation, double slope, const std::string& implementation, const Allocate& allocate) {
+  Conv conv = check_forward(x.sizes(), w.sizes(), geometry);
+  if (bias && (bias->dim != 1 || bias->size[0] != conv.K))
+    throw std::runtime_error("Given weight of size " + to_string(w.sizes()) +
+                             ", expected bias to be 1-dimensional with " + std::to_string(conv.K) +
+                             " elements, but got bias of size " + to_string(bias->sizes()) + " instead");
+  Epilogue epilogue;
+  if (bias) epilogue.bias = bias->data, epilogue.bias_stride = bias->stride[0];
+  epilogue.activation = activation_named(activation);
+  epilogue.slope = slope;
+
+  const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
+  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
+  const Implementation& row = choose(conv, Op::forward, implementation);
+  row.forward(conv, x.data, w.data, allocate(size, stride), epilogue);
+}
+
+void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+                       const std::string& implementation, const Allocate& allocate) {
+  Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
+  const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
+  conv.dtype = dtype, conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
+  const Implementation& row = choose(conv, Op::grad_input, implementation);
+  row.grad_input(conv, y.data, w.data, allocate(size, stride));
+}
+
+void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+                        const std::string& implementation, const Allocate& allocate) {
+  Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
+  const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
+  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
+  const Implementation& row = choose(conv, Op::grad_weight, implementation);
+  row.grad_weight(conv, x.data, y.data, allocate(size, stride));
+}
+
+}  // namespace torchconv

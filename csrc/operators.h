@@ -1,0 +1,36 @@
+// The three operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in two
+// ways: through the dispatcher (ops.cpp), and around it where nothing but autograd listens (direct.cpp).
+#pragma once
+
+#include "conv.h"
+#include "shape.h"
+
+#include <array>
+#include <functional>
+#include <string>
+
+namespace torchconv {
+
+struct View {
+  void* data;
+  int64_t dim;
+  const int64_t* size;
+  const int64_t* stride;  // in elements
+
+  Sizes sizes() const { return Sizes(size, size + dim); }
+};
+
+// Makes the result, of the operands' dtype and device, and returns where its data are.
+using Allocate = std::function<void*(const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride)>;
+
+// All operands are of `dtype`. `implementation` may be empty; `bias` may be null. Errors are std::runtime_error.
+void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
+            const std::string& activation, double slope, const std::string& implementation, const Allocate& allocate);
+
+void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+                       const std::string& implementation, const Allocate& allocate);
+
+void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+                        const std::string& implementation, const Allocate& allocate);
+
+}  // namespace torchconv

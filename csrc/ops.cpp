@@ -1,0 +1,122 @@
+// The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
+#include "operators.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+
+namespace torchconv {
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Name = std::optional<std::string>;
+
+View view(const Tensor& tensor) {
+  return {tensor.data_ptr(), tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
+}
+
+std::string dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    default: return torch::headeronly::toString(type);
+  }
+}
+
+// The dtype of two operands, which must agree.
+Dtype common_dtype(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  const ScalarType type = a.scalar_type(), b_type = b.scalar_type();
+  if (type != b_type)
+    throw std::runtime_error(std::string(a_name) + " type (" + dtype_name(type) + ") and " + b_name + " type (" +
+                             dtype_name(b_type) + ") should be the same");
+  switch (type) {
+    case ScalarType::Double: return Dtype::float64;
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Half: return Dtype::float16;
+    default:
+      throw std::runtime_error(std::string(a_name) + " type must be float64, float32, bfloat16 or float16, but got " +
+                               dtype_name(type));
+  }
+}
+
+// Puts a new tensor like `like` into `result`.
+Allocate allocate_like(const Tensor& like, Tensor& result) {
+  return [&](const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride) {
+    int32_t type, device_type, device_index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(4, size.data(), stride.data(), type, device_type, device_index, &handle));
+    result = Tensor(handle);
+    return result.mutable_data_ptr();
+  };
+}
+
+Tensor conv2d_bias_act_op(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, const Sizes& stride,
+                          const Sizes& padding, const Sizes& dilation, int64_t groups, const std::string& activation,
+                          double slope, const Name& implementation) {
+  const Dtype dtype = common_dtype("Input", x, "weight", w);
+  if (bias) common_dtype("Input", x, "bias", *bias);
+  const View bias_view = bias ? view(*bias) : View{};
+  Tensor y(nullptr);
+  conv2d(dtype, view(x), view(w), bias ? &bias_view : nullptr, {stride, padding, dilation, groups}, activation, slope,
+         implementation.value_or(""), allocate_like(x, y));
+  return y;
+}
+
+Tensor conv2d_op(const Tensor& x, const Tensor& w, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                 int64_t groups, const Name& implementation) {
+  return conv2d_bias_act_op(x, w, std::nullopt, stride, padding, dilation, groups, "none", 0, implementation);
+}
+
+Tensor conv2d_grad_input_op(const Tensor& y, const Tensor& w, const Sizes& input_size, const Sizes& stride,
+                            const Sizes& padding, const Sizes& dilation, int64_t groups, const Name& implementation) {
+  const Dtype dtype = common_dtype("Output gradient", y, "weight", w);
+  Tensor x(nullptr);
+  conv2d_grad_input(dtype, view(y), view(w), input_size, {stride, padding, dilation, groups},
+                    implementation.value_or(""), allocate_like(y, x));
+  return x;
+}
+
+Tensor conv2d_grad_weight_op(const Tensor& x, const Tensor& y, const Sizes& kernel_size, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups, const Name& implementation) {
+  const Dtype dtype = common_dtype("Input", x, "output gradient", y);
+  Tensor w(nullptr);
+  conv2d_grad_weight(dtype, view(x), view(y), kernel_size, {stride, padding, dilation, groups},
+                     implementation.value_or(""), allocate_like(x, w));
+  return w;
+}
+
+}  // namespace
+
+// padding may depend on a symbolic input size ("same"), and groups on a batch size (vmap); the other two are constants.
+#define GEOMETRY "int[] stride, SymInt[] padding, int[] dilation, SymInt groups"
+
+// padding is top, bottom, left, right; input_size and kernel_size are height, width.
+STABLE_TORCH_LIBRARY(torchconv, library) {
+  library.def("conv2d(Tensor x, Tensor w, " GEOMETRY ", str? implementation=None) -> Tensor");
+  library.def("conv2d_grad_input(Tensor y, Tensor w, SymInt[] input_size, " GEOMETRY
+              ", str? implementation=None) -> Tensor");
+  library.def("conv2d_grad_weight(Tensor x, Tensor y, SymInt[] kernel_size, " GEOMETRY
+              ", str? implementation=None) -> Tensor");
+  library.def("conv2d_bias_act(Tensor x, Tensor w, Tensor? bias, " GEOMETRY
+              ", str activation=\"none\", float slope=0.01, str? implementation=None) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, library) {
+  library.impl("conv2d", TORCH_BOX(&conv2d_op));
+  library.impl("conv2d_grad_input", TORCH_BOX(&conv2d_grad_input_op));
+  library.impl("conv2d_grad_weight", TORCH_BOX(&conv2d_grad_weight_op));
+  library.impl("conv2d_bias_act", TORCH_BOX(&conv2d_bias_act_op));
+}
+
+}  // namespace torchconv

@@ -1,0 +1,33 @@
+// The one shape check of all three operators. In 64 bits, with every product and sum checked for overflow: whatever the
+// arguments, the result is a Conv whose index arithmetic cannot overflow, or an error that names the argument.
+#pragma once
+
+#include "conv.h"
+
+#include <string>
+#include <vector>
+
+namespace torchconv {
+
+using Sizes = std::vector<int64_t>;
+
+std::string to_string(const Sizes& sizes);  // "[8, 3, 224, 224]"
+
+struct Geometry {
+  const Sizes& stride;    // vertical, horizontal
+  const Sizes& padding;   // top, bottom, left, right
+  const Sizes& dilation;  // vertical, horizontal
+  int64_t groups;
+};
+
+// Checks x [N, C, H, W] and w [K, C / groups, R, S] against the geometry; returns the problem, dtype and strides unset.
+// Throws std::runtime_error in the words of torch's own convolution where torch has any.
+Conv check_forward(const Sizes& x, const Sizes& w, const Geometry& geometry);
+
+// The same for y [N, K, P, Q] and w, where x shall be [N, C, H, W] with H, W = input_size.
+Conv check_grad_input(const Sizes& y, const Sizes& w, const Sizes& input_size, const Geometry& geometry);
+
+// The same for x and y, where w shall be [K, C / groups, R, S] with R, S = kernel_size.
+Conv check_grad_weight(const Sizes& x, const Sizes& y, const Sizes& kernel_size, const Geometry& geometry);
+
+}  // namespace torchconv

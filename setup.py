@@ -1,0 +1,51 @@
+"""Builds torchconv._C. The metadata is in pyproject.toml; CMakeLists.txt finds the same sources by the same rule."""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+
+OLDEST_TORCH = (2, 11)
+
+
+def require(condition: object, message: str) -> None:
+    if not condition:
+        raise SystemExit(f"torchconv: {message}")
+
+
+try:
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    require(False, f"the build needs {error.name}, which is not installed: pip install torch pybind11 ninja")
+
+found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+require(found >= OLDEST_TORCH, f"needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, but found {torch.__version__}")
+compiler = os.environ.get("CXX", "c++")
+require(shutil.which(compiler.split()[0]), f"needs a C++ compiler, but found no {compiler!r}; set CXX or install g++")
+require(shutil.which("ninja"), "needs ninja, but found none on PATH: pip install ninja")
+
+
+class Build(BuildExtension):
+    def build_extensions(self) -> None:
+        for extension in self.extensions:
+            extension.define_macros.append(("TORCHCONV_VERSION", f'"{self.distribution.get_version()}"'))
+        super().build_extensions()
+
+
+root = Path(__file__).parent
+setup(
+    ext_modules=[
+        CppExtension(
+            "torchconv._C",
+            sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cpp")),
+            include_dirs=[pybind11.get_include()],
+            # The LibTorch stable ABI of this version: the extension then runs on every later torch as it is.
+            define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000")],
+            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+        )
+    ],
+    cmdclass={"build_ext": Build},
+)

@@ -1,0 +1,18 @@
+"""A hand-written convolution for PyTorch: a drop-in for torch.nn.Conv2d, differentiable to every order."""
+
+import torch
+
+try:
+    from torchconv import _C
+except ImportError as error:
+    from torchconv._build import explain
+
+    raise ImportError(explain(error, torch.__version__)) from error
+
+from torchconv import autocast, fake, functional, vmap  # noqa: F401
+from torchconv.functional import conv2d
+from torchconv.implementations import Implementation, implementations, use
+from torchconv.module import Conv2d
+
+__version__ = _C.build_info()["version"]
+__all__ = ["Conv2d", "Implementation", "conv2d", "functional", "implementations", "use"]

@@ -1,0 +1,33 @@
+"""torch.autocast: the forward operators run in its lower precision, like torch's own convolutions.
+
+The gradient operators follow the dtype of what forward saved, so that backward needs no rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchconv.autograd import library, ops
+
+
+def register(op: Any, device_type: str, key: str, tensors: int) -> None:
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(torch.get_autocast_dtype(device_type))
+
+    def autocast_kernel(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return op(*(cast(tensor) for tensor in args[:tensors]), *args[tensors:])
+
+    library.impl(op, autocast_kernel, key)
+
+
+for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    register(ops.conv2d.default, device_type, key, tensors=2)
+    register(ops.conv2d_bias_act.default, device_type, key, tensors=3)

@@ -1,0 +1,87 @@
+"""vmap of the operators as one call of the same operators: no loop, whichever arguments carry the mapped dimension.
+
+The three tensors share their axes two by two: x and y have N, x and w have C, w and y have K. A dimension that one
+argument carries goes along the axis which that argument shares with the result. One that both carry becomes groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchconv.activations import ACTIVATIONS
+
+ops = torch.ops.torchconv
+
+#: The leading axes of each tensor; each of the lower-case ones runs over all groups.
+AXES = {"x": "Nc", "w": "kC", "y": "Nk"}
+
+
+def fold(tensor: Tensor, dim: int, groups: int) -> Tensor:
+    """[B, ..., groups * D, ...] -> [..., groups * B * D, ...], at `dim` of the result."""
+    batch, size = tensor.shape[0], list(tensor.shape[1:])
+    tensor = tensor.movedim(0, dim)  # [..., B, groups * D, ...]
+    tensor = tensor.reshape(*size[:dim], batch, groups, size[dim] // groups, *size[dim + 1 :])
+    size[dim] *= batch
+    return tensor.transpose(dim, dim + 1).reshape(size)
+
+
+def unfold(tensor: Tensor, dim: int, groups: int, batch: int) -> Tensor:
+    """The inverse of fold."""
+    size = list(tensor.shape)
+    size[dim] //= batch
+    tensor = tensor.reshape(*size[:dim], groups, batch, size[dim] // groups, *size[dim + 1 :])
+    return tensor.transpose(dim, dim + 1).movedim(dim, 0).reshape(batch, *size)
+
+
+def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> None:
+    groups_index = [argument.name for argument in op._schema.arguments].index("groups") - 2
+
+    def place(slot: str, axis: str, groups: int) -> tuple[int, int]:
+        """The dimension of `axis` in a slot, and the number of groups that it is divided into there."""
+        dim = AXES[slot].lower().index(axis)
+        return dim, groups if AXES[slot][dim] == axis else 1
+
+    def rule(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *args: Any) -> tuple[Tensor, int]:
+        batch, groups = info.batch_size, args[groups_index]
+        tensors = {slot: t.movedim(d, 0) if d is not None else t for slot, t, d in zip((a_slot, b_slot), (a, b), in_dims)}
+        mapped = [slot for slot, d in zip((a_slot, b_slot), in_dims) if d is not None]
+        if len(mapped) == 1:
+            (shared,) = set(AXES[mapped[0]].lower()) & set(AXES[c_slot].lower())
+            places = {slot: place(slot, shared, groups) for slot in (*mapped, c_slot)}
+        else:
+            args = (*args[:groups_index], groups * batch, *args[groups_index + 1 :])
+            places = {slot: (1 if slot != "w" else 0, 1) for slot in (*mapped, c_slot)}
+        for slot in mapped:
+            tensors[slot] = fold(tensors[slot], *places[slot])
+        c = op(tensors[a_slot], tensors[b_slot], *args)
+        return unfold(c, *places[c_slot], batch), 0
+
+    torch.library.register_vmap(op, rule)
+
+
+register(ops.conv2d.default, "x", "w", "y")
+register(ops.conv2d_grad_input.default, "y", "w", "x")
+register(ops.conv2d_grad_weight.default, "x", "y", "w")
+
+
+@torch.library.register_vmap(ops.conv2d_bias_act.default)
+def bias_act_rule(
+    info: Any, in_dims: Sequence[int | None], x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+    dilation: Any, groups: int, activation: str = "none", slope: float = 0.01, implementation: str | None = None,
+) -> tuple[Tensor, int]:  # fmt: skip
+    x_dim, w_dim, bias_dim = in_dims[:3]
+    geometry = (stride, padding, dilation, groups)
+    if w_dim is None and bias_dim is None:
+        x = fold(x.movedim(x_dim, 0), 0, 1)
+        y = ops.conv2d_bias_act(x, w, bias, *geometry, activation, slope, implementation)
+        return unfold(y, 0, 1, info.batch_size), 0
+    conv = torch.vmap(lambda x, w: ops.conv2d(x, w, *geometry, implementation), (x_dim, w_dim))
+    z = conv(x, w) if (x_dim, w_dim) != (None, None) else ops.conv2d(x, w, *geometry, implementation)[None]
+    if bias is not None:
+        bias = bias.movedim(bias_dim, 0) if bias_dim is not None else bias[None]
+        z = z + bias[:, None, :, None, None]
+    return ACTIVATIONS[activation].apply(z, slope), 0
