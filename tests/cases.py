@@ -1,0 +1,123 @@
+"""Named geometries, shared by the tests, and random tensors of small integers or of normal numbers for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution: x [N, C, H, W], w [K, C / groups, R, S]; padding is top, bottom, left, right."""
+
+    name: str
+    x: tuple[int, int, int, int]
+    w: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    tags: frozenset[str] = field(default_factory=frozenset)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def y(self) -> tuple[int, int, int, int]:
+        top, bottom, left, right = self.padding
+        rows = (self.x[2] + top + bottom - self.dilation[0] * (self.w[2] - 1) - 1) // self.stride[0] + 1
+        cols = (self.x[3] + left + right - self.dilation[1] * (self.w[3] - 1) - 1) // self.stride[1] + 1
+        return self.x[0], self.w[0], rows, cols
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """The last arguments of the operators, but for the implementation."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+
+CASES = [
+    Case("pointwise", (2, 3, 4, 5), (4, 3, 1, 1)),
+    Case("pointwise_strided", (2, 3, 7, 6), (2, 3, 1, 1), stride=(2, 3)),
+    Case("3x3", (2, 3, 6, 7), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
+    Case("3x3_valid", (1, 2, 5, 5), (3, 2, 3, 3)),
+    Case("stride2", (2, 3, 7, 8), (4, 3, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
+    Case("stride_above_kernel", (2, 2, 9, 10), (3, 2, 2, 2), stride=(3, 4)),
+    Case("dilated", (1, 2, 9, 8), (3, 2, 3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    Case("same_strided", (1, 2, 13, 13), (2, 2, 6, 6), stride=(5, 5), padding=(1, 2, 1, 2)),
+    Case("four_sided", (2, 2, 5, 6), (3, 2, 2, 3), padding=(0, 3, 2, 1)),
+    Case("padding_above_kernel", (1, 1, 3, 3), (2, 1, 2, 2), padding=(4, 3, 5, 4), stride=(2, 1)),
+    Case("grouped", (2, 6, 5, 4), (4, 3, 3, 2), padding=(1, 1, 0, 1), groups=2),
+    Case("depthwise", (2, 4, 6, 6), (4, 1, 3, 3), padding=(1, 1, 1, 1), groups=4),
+    Case("depthwise_multiplier", (1, 3, 6, 5), (6, 1, 5, 3), padding=(2, 2, 1, 1), stride=(2, 1), groups=3),
+    Case("awkward", (3, 6, 9, 7), (4, 3, 3, 2), stride=(2, 1), padding=(1, 1, 0, 0), dilation=(2, 1), groups=2),
+    Case("stem", (1, 3, 15, 14), (5, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+    Case("one_wide", (2, 2, 9, 1), (3, 2, 3, 1), stride=(2, 3), padding=(1, 1, 0, 0)),
+    Case("wide_row", (1, 1, 2, 150), (2, 1, 1, 5), stride=(1, 2), padding=(0, 0, 2, 2)),
+    Case("window_is_input", (2, 3, 4, 5), (4, 3, 4, 5)),
+    Case("all_padding", (1, 2, 0, 1), (3, 2, 2, 2), padding=(1, 1, 1, 1)),
+    Case("empty_batch", (0, 3, 5, 5), (2, 3, 3, 3), padding=(1, 1, 1, 1)),
+    Case("empty_channels", (2, 0, 4, 4), (3, 0, 3, 3), padding=(1, 0, 1, 0)),
+]
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+#: Largest relative L2 error against float64 that an implementation may have, per dtype of the operands.
+#: float16 and bfloat16 are summed up in float32, so that their error is that of rounding the result once.
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
+
+LAYOUTS = ["contiguous", "channels_last", "strided"]
+
+
+def arrange(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in another layout; "strided" has gaps in every dimension and a storage offset."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    if layout == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    sizes = [2 * size + 1 for size in tensor.shape]
+    larger = torch.full(sizes, float("nan"), dtype=tensor.dtype, device=tensor.device)
+    view = larger[1::2, 1::2, 1::2, 1::2]
+    view.copy_(tensor)
+    return view
+
+
+def integers(size: tuple[int, ...], largest: int = 1, seed: int = 0) -> Tensor:
+    """float64 integers in [-largest, largest]."""
+    generator = torch.Generator().manual_seed(seed + sum(size))
+    return torch.randint(-largest, largest + 1, size, generator=generator).double()
+
+
+def normals(size: tuple[int, ...], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(size))
+    return torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+def torch_conv2d(x: Tensor, w: Tensor, case: Case) -> Tensor:
+    """torch's own convolution, on an input that is padded by hand; by matrix products where torch refuses the sizes."""
+    top, bottom, left, right = case.padding
+    padded = torch.nn.functional.pad(x, (left, right, top, bottom))
+    if 0 in case.x:
+        return torch.zeros(case.y, dtype=x.dtype) + 0 * (x.sum() + w.sum())
+    return torch.nn.functional.conv2d(padded, w, None, case.stride, 0, case.dilation, case.groups)
+
+
+def expected(case: Case, x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of the three operators, in the dtype of the arguments (float64), by torch."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    out = torch_conv2d(x, w, case)
+    dx, dw = torch.autograd.grad(out, (x, w), y)
+    return out.detach(), dx, dw
+
+
+def run(case: Case, x: Tensor, w: Tensor, y: Tensor, implementation: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of our three operators."""
+    ops = torch.ops.torchconv
+    rest = (*case.geometry, implementation)
+    return (
+        ops.conv2d(x, w, *rest),
+        ops.conv2d_grad_input(y, w, case.x[2:], *rest),
+        ops.conv2d_grad_weight(x, y, case.w[2:], *rest),
+    )

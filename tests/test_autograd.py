@@ -1,0 +1,174 @@
+"""Derivatives against difference quotients in float64: of every argument, twice, in both modes, batched."""
+
+import itertools
+
+import pytest
+import torch
+from cases import CASES, Case, normals
+from torch.autograd import gradcheck, gradgradcheck
+
+import torchconv
+from torchconv import autograd, functional
+
+SMALL = {case.name: case for case in CASES}
+CHECKED = ["stride2", "dilated", "grouped", "depthwise", "four_sided", "same_strided", "awkward", "empty_batch", "empty_channels"]
+
+
+def small(case: Case) -> Case:
+    """The same geometry on as few elements as it can do with: a gradgradcheck evaluates for each pair of them."""
+    x = (min(case.x[0], 1), *case.x[1:])
+    return Case(case.name, x, case.w, case.stride, case.padding, case.dilation, case.groups)
+
+
+def arguments(case, *sizes):
+    return tuple(normals(size, seed).requires_grad_() for seed, size in enumerate(sizes))
+
+
+def check(function, inputs):
+    options = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, inputs, **options)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_operators(name, implementation):
+    case = small(SMALL[name])
+    geometry = (*case.geometry, implementation)
+    rest = case.geometry
+    ops = torch.ops.torchconv
+    # our calls, which may go around the dispatcher, and the operators themselves
+    check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w))
+    check(lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), arguments(case, case.y, case.w))
+    check(lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), arguments(case, case.x, case.y))
+    check(lambda x, w: ops.conv2d(x, w, *rest), arguments(case, case.x, case.w))
+    check(lambda y, w: ops.conv2d_grad_input(y, w, case.x[2:], *rest), arguments(case, case.y, case.w))
+    check(lambda x, y: ops.conv2d_grad_weight(x, y, case.w[2:], *rest), arguments(case, case.x, case.y))
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "relu6", "sigmoid", "tanh"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_bias_and_activation(activation, groups):
+    x, w, b = arguments(None, (2, 2, 4, 3), (4, 2 // groups, 3, 2), (4,))
+    with torch.no_grad():
+        b.add_(0.05)
+    for function in (
+        lambda x, w, b, act: functional.conv2d(x, w, b, 2, "same", groups=groups, activation=act),
+        lambda x, w, b, act: torch.ops.torchconv.conv2d_bias_act(
+            x, w, b, (2, 2), (1, 0, 1, 1), (1, 1), groups, act, 0.2
+        ),
+    ):
+        z = function(x, w, b, "none")
+        assert min(z.abs().min(), (z - 6).abs().min()) > 1e-3, "too near to a kink for a difference quotient"
+        check(lambda x, w, b: function(x, w, b, activation), (x, w, b))  # noqa: B023
+    check(lambda x, w: functional.conv2d(x, w, None, 2, groups=groups, activation=activation), (x, w))
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [(1, 0, 0, 1), "same"], ids=str)
+def test_module(padding_mode, padding):
+    layer = torchconv.Conv2d(2, 2, 3, (1, 1), padding, padding_mode=padding_mode, dtype=torch.float64, activation="tanh")
+    (x,) = arguments(None, (1, 2, 4, 4))
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    check(lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x), (x, *parameters))
+
+
+def test_unbatched():
+    x, w, b = arguments(None, (2, 4, 4), (2, 2, 3, 3), (2,))
+    check(lambda x, w, b: functional.conv2d(x, w, b), (x, w, b))
+
+
+def test_complex():
+    x, w, b = (torch.complex(normals(s), normals(s, 7)).requires_grad_() for s in ((1, 2, 4, 4), (2, 2, 3, 3), (2,)))
+    function = lambda x, w, b: functional.conv2d(x, w, b, stride=2, padding=1)  # noqa: E731
+    assert gradcheck(function, (x, w, b), check_forward_ad=True)
+    assert gradgradcheck(function, (x, w, b))
+
+
+def test_third_order():
+    """d3/dx dw dy of <conv(x, w), y> in every order of the three is the conv itself; a fourth one is zero."""
+    case = SMALL["awkward"]
+    x, w, y, u, v, t = arguments(case, case.x, case.w, case.y, case.x, case.w, case.y)
+    geometry = (*case.geometry, None)
+    form = (autograd.conv2d(x, w, None, geometry) * y).sum()
+    wanted = (autograd.conv2d(u, v, None, geometry) * t).sum()
+    for order in itertools.permutations([(x, u), (w, v), (y, t)]):
+        value = form
+        for variable, direction in order:
+            (gradient,) = torch.autograd.grad(value, variable, create_graph=True)
+            value = (gradient * direction).sum()
+        torch.testing.assert_close(value, wanted)
+
+
+def test_nonlinear_third_derivative():
+    w = normals((2, 2, 2, 2)).requires_grad_()
+    x = normals((1, 2, 4, 4))
+
+    def third(w):
+        value = functional.conv2d(x, w, activation="tanh").sum()
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(value, w, create_graph=True)
+            value = gradient.pow(2).sum()
+        return value
+
+    assert gradcheck(third, (w,))
+
+
+@pytest.mark.parametrize("frozen", ["x", "w", "b"])
+def test_only_what_is_needed_is_computed_and_kept(frozen):
+    tensors = {"x": normals((1, 2, 5, 5)), "w": normals((3, 2, 3, 3)), "b": normals((3,))}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name != frozen)
+    out = functional.conv2d(tensors["x"], tensors["w"], tensors["b"])
+    kept = [tensor for tensor in out.grad_fn.saved_tensors if tensor is not None]
+    assert len(kept) == (2 if frozen == "b" else 1)
+    out.sum().backward()
+    assert tensors[frozen].grad is None
+    assert all(tensor.grad is not None for name, tensor in tensors.items() if name != frozen)
+
+
+def test_no_grad_keeps_nothing():
+    x, w = arguments(None, (1, 2, 5, 5), (3, 2, 3, 3))
+    with torch.no_grad():
+        assert functional.conv2d(x, w).grad_fn is None
+    with torch.inference_mode():
+        assert functional.conv2d(x, w).grad_fn is None
+
+
+def test_backward_twice_is_torchs_error():
+    x, w = arguments(None, (1, 1, 3, 3), (1, 1, 3, 3))
+    out = functional.conv2d(x, w).sum()
+    out.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+
+
+def test_changing_a_saved_tensor_is_noticed():
+    x, w = arguments(None, (1, 1, 3, 3), (1, 1, 3, 3))
+    out = functional.conv2d(x, w)
+    with torch.no_grad():
+        w.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_in_place_operations_on_the_result():
+    x, w = arguments(None, (1, 1, 3, 3), (1, 1, 2, 2))
+    gradients = [
+        torch.autograd.grad(relu(functional.conv2d(x, w)).sum(), (x, w)) for relu in (torch.relu, torch.relu_)
+    ]
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_symbolic_zero_tangents_and_gradients():
+    """torch's tensors without data, which its own formulas make, are read as zeros."""
+    x, w = arguments(None, (1, 1, 3, 3), (1, 1, 2, 2))
+    zeros = torch._efficientzerotensor((1, 1, 3, 3), dtype=torch.float64)
+    assert torch.equal(functional.conv2d(zeros, w.detach()), torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+
+
+def test_negative_views():
+    z = torch.complex(normals((1, 1, 3, 3)), normals((1, 1, 3, 3), 1))
+    w = normals((1, 1, 2, 2))
+    assert z.conj().imag.is_neg()
+    assert torch.equal(functional.conv2d(z.conj().imag, w), functional.conv2d(-z.imag, w))
