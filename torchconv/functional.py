@@ -71,15 +71,27 @@ def conv2d(
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
     sides = four_sided(padding, input, weight, stride, dilation)
     geometry = (stride, sides, dilation, groups, choice.name)
-    if input.is_complex() or weight.is_complex():
-        name = check_activation(activation, negative_slope)
-        return ACTIVATIONS[name].apply(complex_conv2d(input, weight, bias, geometry), negative_slope)
-    if activation is not None:
-        name = check_activation(activation, negative_slope)
+    name = "none" if activation is None else check_activation(activation, negative_slope)
+    try:
+        if input.is_complex() or weight.is_complex():
+            return ACTIVATIONS[name].apply(complex_conv2d(input, weight, bias, geometry), negative_slope)
+        if bias is None and activation is None:
+            return autograd.conv2d(input, weight, None, geometry)
         return autograd.conv2d_bias_act(input, weight, bias, geometry, name, negative_slope)
-    if bias is not None:
-        return autograd.conv2d_bias_act(input, weight, bias, geometry, "none", 0.0)
-    return autograd.conv2d(input, weight, None, geometry)
+    except (TypeError, RuntimeError):
+        check_types(bias, geometry)
+        raise
+
+
+def check_types(bias: object, geometry: autograd.Geometry) -> None:
+    """Raise a TypeError with the name of the argument that has the wrong type, if one has."""
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"conv2d(): argument 'bias' must be Tensor or None, not {type(bias).__name__}")
+    stride, padding, dilation, groups, _ = geometry
+    for name, values in {"stride": stride, "padding": padding, "dilation": dilation, "groups": (groups,)}.items():
+        for value in values:
+            if not hasattr(value, "__index__") and not isinstance(value, torch.SymInt):
+                raise TypeError(f"conv2d(): argument '{name}' must be int or ints, but got {value!r}")
 
 
 def complex_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, geometry: autograd.Geometry) -> Tensor:

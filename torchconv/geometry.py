@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import SymInt, Tensor
 
 #: Padding as users write it: one number, (vertical, horizontal), (top, bottom, left, right),
 #: ((top, bottom), (left, right)), "valid" or "same".
@@ -47,8 +47,8 @@ def four_sided(
         return 0, 0, 0, 0
     if padding != "same":
         raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
-    if min(*stride, *dilation) < 1:
-        return 0, 0, 0, 0  # the operator refuses these strides or dilations by name
+    if not all(isinstance(value, (int, SymInt)) and value > 0 for value in (*stride, *dilation)):
+        return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
     top, bottom = same_padding(input.shape[-2], weight.shape[-2], stride[0], dilation[0])
     left, right = same_padding(input.shape[-1], weight.shape[-1], stride[1], dilation[1])
     return top, bottom, left, right

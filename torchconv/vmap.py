@@ -6,7 +6,7 @@ argument carries goes along the axis which that argument shares with the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def unfold(tensor: Tensor, dim: int, groups: int, batch: int) -> Tensor:
     return tensor.transpose(dim, dim + 1).movedim(dim, 0).reshape(batch, *size)
 
 
-def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> None:
+def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tuple[Tensor, int]]:
     groups_index = [argument.name for argument in op._schema.arguments].index("groups") - 2
 
     def place(slot: str, axis: str, groups: int) -> tuple[int, int]:
@@ -61,9 +61,10 @@ def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> None:
         return unfold(c, *places[c_slot], batch), 0
 
     torch.library.register_vmap(op, rule)
+    return rule
 
 
-register(ops.conv2d.default, "x", "w", "y")
+conv2d_rule = register(ops.conv2d.default, "x", "w", "y")
 register(ops.conv2d_grad_input.default, "y", "w", "x")
 register(ops.conv2d_grad_weight.default, "x", "y", "w")
 
@@ -79,9 +80,11 @@ def bias_act_rule(
         x = fold(x.movedim(x_dim, 0), 0, 1)
         y = ops.conv2d_bias_act(x, w, bias, *geometry, activation, slope, implementation)
         return unfold(y, 0, 1, info.batch_size), 0
-    conv = torch.vmap(lambda x, w: ops.conv2d(x, w, *geometry, implementation), (x_dim, w_dim))
-    z = conv(x, w) if (x_dim, w_dim) != (None, None) else ops.conv2d(x, w, *geometry, implementation)[None]
+    if (x_dim, w_dim) == (None, None):
+        z = ops.conv2d(x, w, *geometry, implementation).unsqueeze(0)
+    else:
+        z, _ = conv2d_rule(info, (x_dim, w_dim), x, w, *geometry, implementation)
     if bias is not None:
-        bias = bias.movedim(bias_dim, 0) if bias_dim is not None else bias[None]
+        bias = bias.unsqueeze(0) if bias_dim is None else bias.movedim(bias_dim, 0)
         z = z + bias[:, None, :, None, None]
     return ACTIVATIONS[activation].apply(z, slope), 0

@@ -1,0 +1,29 @@
+"""python -m torchconv: what is installed, what this machine can do, and which implementations there are."""
+
+import sys
+
+import torch
+
+import torchconv
+from torchconv import _C
+
+
+def main() -> None:
+    build = _C.build_info()
+    facts = {
+        "torchconv": f"{torchconv.__version__}, built with torch {build['torch']} and {build['compiler']}",
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "cuda": build["cuda"],
+        "threads": f"{_C.count_threads()} of torch's {torch.get_num_threads()}",
+        "cpu features": ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in _C.cpu_features().items()),
+    }
+    for name, value in facts.items():
+        print(f"{name:14} {value}")
+    print(f"\n{'implementation':22} {'available':10} operators")
+    for row in torchconv.implementations():
+        print(f"{row.name:22} {'yes' if row.available else 'no':10} {', '.join(row.ops)}")
+
+
+if __name__ == "__main__":
+    main()
