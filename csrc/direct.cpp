@@ -1,8 +1,9 @@
-// The operators without the dispatcher, for plain CPU tensors: a call of torch.ops takes longer than a small convolution.
+// The operators without the dispatcher, for plain CPU tensors: a call of torch.ops takes longer than a small
+// convolution.
 //
-// Each function takes its op's tensors, the missing size (None for conv2d) and the geometry as a tuple. It returns the op's
-// result, or None if a tensor is not one that it can read in place: the caller then goes through the dispatcher, which
-// also has the words for what is wrong with it.
+// Each function takes its op's tensors, the missing size (None for conv2d) and the geometry as a tuple. It returns the
+// op's result, or None if a tensor is not one that it can read in place: the caller then goes through the dispatcher,
+// which also has the words for what is wrong with it.
 #include "direct.h"
 
 #include "dlpack.h"
@@ -93,19 +94,33 @@ struct Arguments {
   }
 };
 
-// The result is made by torch itself, so that it is a tensor like any other. From there on runs the kernel, without the GIL.
+// Without the GIL from `begin` to the end of the scope.
+class NoGil {
+ public:
+  void begin() { thread_ = PyEval_SaveThread(); }
+  ~NoGil() {
+    if (thread_) PyEval_RestoreThread(thread_);
+  }
+
+ private:
+  PyThreadState* thread_ = nullptr;
+};
+
+// The result is made by torch itself, so that it is a tensor like any other. From there on runs the kernel, without the
+// GIL.
 template <class Run>
 py::object with_result(py::handle like, const Run& run) {
   py::object result;
-  std::optional<py::gil_scoped_release> no_gil;
-  run([&](const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride) {
-    result = like.attr("new_empty_strided")(py::make_tuple(size[0], size[1], size[2], size[3]),
-                                            py::make_tuple(stride[0], stride[1], stride[2], stride[3]));
-    void* data = Operands().add(result).data;
-    no_gil.emplace();
-    return data;
-  });
-  no_gil.reset();
+  {
+    NoGil no_gil;
+    run([&](const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride) {
+      result = like.attr("new_empty_strided")(py::make_tuple(size[0], size[1], size[2], size[3]),
+                                              py::make_tuple(stride[0], stride[1], stride[2], stride[3]));
+      void* data = Operands().add(result).data;
+      no_gil.begin();
+      return data;
+    });
+  }
   return result;
 }
 

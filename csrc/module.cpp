@@ -37,12 +37,13 @@ std::vector<py::dict> list_implementations() {
   return rows;
 }
 
+// torchconv/diagnose.py looks for these words in the file when it cannot be loaded.
+const char* const stamp = "torchconv was built with torch " TORCH_VERSION ".";
+
 std::map<std::string, std::string> build_info() {
   return {
-      {"version", TORCHCONV_VERSION},
-      {"torch", TORCH_VERSION},
-      {"compiler", __VERSION__},
-      {"cuda", "no"},
+      {"version", TORCHCONV_VERSION}, {"torch", TORCH_VERSION}, {"stamp", stamp},
+      {"compiler", __VERSION__},      {"cuda", "no"},
   };
 }
 

@@ -1,5 +1,5 @@
-// The three operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in two
-// ways: through the dispatcher (ops.cpp), and around it where nothing but autograd listens (direct.cpp).
+// The three operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in
+// two ways: through the dispatcher (ops.cpp), and around it where nothing but autograd listens (direct.cpp).
 #pragma once
 
 #include "conv.h"

@@ -16,7 +16,8 @@ ops = torch.ops.torchconv
 
 def all_calls(case, layout, requires_grad=False):
     x, w, y = (
-        arrange(normals(size).float(), layout).detach().requires_grad_(requires_grad) for size in (case.x, case.w, case.y)
+        arrange(normals(size).float(), layout).detach().requires_grad_(requires_grad)
+        for size in (case.x, case.w, case.y)
     )
     b = normals((case.w[0],)).float().requires_grad_(requires_grad)
     rest = case.geometry
@@ -108,7 +109,11 @@ def test_export():
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(net, (torch.randn(2, 3, 8, 9),), dynamic_shapes={"x": {0: batch}})
     targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
-    assert targets == ["torchconv.conv2d_bias_act.default", "torchconv.conv2d.default", "torchconv.conv2d_bias_act.default"]
+    assert targets == [
+        "torchconv.conv2d_bias_act.default",
+        "torchconv.conv2d.default",
+        "torchconv.conv2d_bias_act.default",
+    ]
     x = torch.randn(5, 3, 8, 9)
     torch.testing.assert_close(exported.module()(x), net(x))
 

@@ -67,7 +67,12 @@ def test_messages_that_torch_has_too(name):
 
 
 def test_messages_that_torch_has_elsewhere():
-    refused(RuntimeError, r"Input type \(float32\) and weight type \(float64\) should be the same", x_(), w_(dtype=torch.float64))
+    refused(
+        RuntimeError,
+        r"Input type \(float32\) and weight type \(float64\) should be the same",
+        x_(),
+        w_(dtype=torch.float64),
+    )
     refused(RuntimeError, "Input type .* and bias type .* should be the same", x_(), w_(), torch.ones(3).double())
     refused(RuntimeError, "Expected 3-dimensional input for 3-dimensional weight", x_(), torch.ones(3, 2, 3))
 
@@ -231,9 +236,14 @@ def test_the_operators_check_their_own_arguments(name):
 
 
 def test_implementation_names():
-    with pytest.raises(RuntimeError, match='implementation "cpu.magic" does not exist; known implementations: .*cpu.reference'):
+    with pytest.raises(
+        RuntimeError, match=r'implementation "cpu.magic" does not exist; known implementations: .*cpu.reference'
+    ):
         ops.conv2d(x_(), w_(), *G, "cpu.magic")
-    with pytest.raises(ValueError, match="name must be one of .*'cpu.reference', but got 'cpu.magic'"), torchconv.use("cpu.magic"):
+    with (
+        pytest.raises(ValueError, match=r"name must be one of .*'cpu.reference', but got 'cpu.magic'"),
+        torchconv.use("cpu.magic"),
+    ):
         pass
 
 

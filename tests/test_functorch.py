@@ -42,7 +42,9 @@ def operators(case):
 def test_vmap_of_the_operators(name, in_dims):
     for op, (function, sizes) in operators(BY_NAME[name]).items():
         parts = [
-            [normals(size, seed=10 * i + j) for j in range(BATCH)] if dim is not None else [normals(size, seed=i)] * BATCH
+            [normals(size, seed=10 * i + j) for j in range(BATCH)]
+            if dim is not None
+            else [normals(size, seed=i)] * BATCH
             for i, (size, dim) in enumerate(zip(sizes, in_dims, strict=True))
         ]
         stacked = [torch.stack(p, dim) if dim is not None else p[0] for p, dim in zip(parts, in_dims, strict=True)]
@@ -53,7 +55,9 @@ def test_vmap_of_the_operators(name, in_dims):
         assert recorder.calls == [op], "one call, no loop"
 
 
-@pytest.mark.parametrize("in_dims", [d for d in itertools.product((0, None), repeat=3) if any(x == 0 for x in d)], ids=str)
+@pytest.mark.parametrize(
+    "in_dims", [d for d in itertools.product((0, None), repeat=3) if any(x == 0 for x in d)], ids=str
+)
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 def test_vmap_of_bias_and_activation(in_dims, activation):
     sizes = ((2, 4, 5, 5), (6, 2, 3, 3), (6,))
@@ -124,4 +128,6 @@ def test_hessian_and_grad_of_grad():
 def test_complex_vmap():
     xs = torch.complex(normals((3, 1, 2, 4, 4)), normals((3, 1, 2, 4, 4), 1))
     w = torch.complex(normals((2, 2, 3, 3)), normals((2, 2, 3, 3), 1))
-    torch.testing.assert_close(vmap(lambda x: functional.conv2d(x, w))(xs), torch.stack([functional.conv2d(x, w) for x in xs]))
+    torch.testing.assert_close(
+        vmap(lambda x: functional.conv2d(x, w))(xs), torch.stack([functional.conv2d(x, w) for x in xs])
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import torchconv
 from torchconv import functional
@@ -46,7 +46,10 @@ def test_the_books_valid_example():
     x, w = torch.randn(1, 1, 1, 13), torch.randn(1, 1, 1, 6)
     assert functional.conv2d(x, w, stride=5, padding="valid").shape[-1] == 2
     assert functional.conv2d(x, w, stride=5, padding="same").shape[-1] == 3
-    assert functional.conv2d(torch.randn(1, 1, 5, 7), torch.randn(1, 1, 3, 3), stride=2, padding="same").shape[2:] == (3, 4)
+    assert functional.conv2d(torch.randn(1, 1, 5, 7), torch.randn(1, 1, 3, 3), stride=2, padding="same").shape[2:] == (
+        3,
+        4,
+    )
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
@@ -76,7 +79,9 @@ def test_forms_of_padding(written, sides):
     assert explicit_padding(written) == sides
     top, bottom, left, right = sides
     x, w = torch.randn(1, 1, 5, 5), torch.randn(1, 1, 2, 2)
-    torch.testing.assert_close(functional.conv2d(x, w, padding=written), F.conv2d(F.pad(x, (left, right, top, bottom)), w))
+    torch.testing.assert_close(
+        functional.conv2d(x, w, padding=written), F.conv2d(F.pad(x, (left, right, top, bottom)), w)
+    )
 
 
 @pytest.mark.parametrize("one", [2, (2,), [2], (2, 2)], ids=str)
@@ -90,6 +95,8 @@ def test_numpy_integers():
     x, w = torch.randn(1, 2, 9, 9), torch.randn(2, 1, 3, 3)
     found = functional.conv2d(x, w, stride=np.int64(2), padding=np.int32(1), dilation=np.int64(1), groups=np.int64(2))
     torch.testing.assert_close(found, F.conv2d(x, w, stride=2, padding=1, groups=2))
+    found = functional.conv2d(x, w, stride=np.int64(2), padding="same", groups=2)
+    torch.testing.assert_close(found, functional.conv2d(x, w, stride=2, padding="same", groups=2))
 
 
 def test_the_books_memory_example():

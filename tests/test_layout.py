@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CASES, arrange, integers, run
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import torchconv
 from torchconv import functional
@@ -42,7 +42,7 @@ def test_ambiguous_memory_formats_are_decided_as_torch_does(size, x_format):
 def mixed_views(size):
     """The same integers, as tensors that are anything but contiguous."""
     base = integers(size).float()
-    n, c, h, w = size
+    _, c, h, w = size
     yield base.transpose(2, 3).contiguous().transpose(2, 3)
     yield base.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     yield torch.nn.functional.pad(base, (3, 2, 1, 4))[:, :, 1 : 1 + h, 3 : 3 + w]

@@ -51,7 +51,17 @@ def test_signature_begins_with_torchs():
 
 def test_functional_signature_begins_with_torchs():
     names = list(inspect.signature(torchconv.functional.conv2d).parameters)
-    assert names == ["input", "weight", "bias", "stride", "padding", "dilation", "groups", "activation", "negative_slope"]
+    assert names == [
+        "input",
+        "weight",
+        "bias",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "activation",
+        "negative_slope",
+    ]
     assert torchconv.conv2d is torchconv.functional.conv2d
 
 
@@ -101,7 +111,12 @@ def copies(layer):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"activation": "leaky_relu", "negative_slope": 0.3}, {"padding": (1, 2, 0, 3)}, {"padding": "same", "stride": 2}],
+    [
+        {},
+        {"activation": "leaky_relu", "negative_slope": 0.3},
+        {"padding": (1, 2, 0, 3)},
+        {"padding": "same", "stride": 2},
+    ],
     ids=str,
 )
 def test_copies(options):
@@ -113,8 +128,12 @@ def test_copies(options):
 
 
 def test_repr_of_what_is_beyond_torch():
-    assert repr(Conv2d(1, 2, 3, activation="relu")) == "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), activation=relu)"
-    assert "activation=leaky_relu, negative_slope=0.3" in repr(Conv2d(1, 2, 3, activation="leaky_relu", negative_slope=0.3))
+    assert (
+        repr(Conv2d(1, 2, 3, activation="relu")) == "Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), activation=relu)"
+    )
+    assert "activation=leaky_relu, negative_slope=0.3" in repr(
+        Conv2d(1, 2, 3, activation="leaky_relu", negative_slope=0.3)
+    )
     assert "padding=(1, 2, 3, 4)" in repr(Conv2d(1, 2, 3, padding=(1, 2, 3, 4)))
     assert "padding=(1, 2, 3, 4)" in repr(Conv2d(1, 2, 3, padding=((1, 2), (3, 4))))
     assert "padding=(1, 3)" in repr(Conv2d(1, 2, 3, padding=((1, 1), (3, 3)))), "as torch would write it"
@@ -140,7 +159,13 @@ def test_strided_same(mode):
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "relu6", "sigmoid", "tanh"])
 def test_activation_equals_the_module_after_it(activation):
-    names = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(), "relu6": nn.ReLU6(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh()}
+    names = {
+        "relu": nn.ReLU(),
+        "leaky_relu": nn.LeakyReLU(),
+        "relu6": nn.ReLU6(),
+        "sigmoid": nn.Sigmoid(),
+        "tanh": nn.Tanh(),
+    }
     layer = Conv2d(2, 3, 3, activation=activation)
     plain = nn.Conv2d(2, 3, 3)
     plain.load_state_dict(layer.state_dict())
@@ -282,7 +307,9 @@ def test_small_training_run_follows_torch():
     losses = []
     for kind in (Conv2d, nn.Conv2d):
         torch.manual_seed(0)
-        net = nn.Sequential(kind(1, 8, 3, padding=1), nn.ReLU(), kind(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4))
+        net = nn.Sequential(
+            kind(1, 8, 3, padding=1), nn.ReLU(), kind(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4)
+        )
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(32, 1, 8, 8, generator=generator)

@@ -48,7 +48,11 @@ def test_linear_in_each_argument(case, x_last, w_last):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3)
+)
 def test_same_gives_the_ceiling(height, width, rows, cols, stride, dilation):
-    out = functional.conv2d(torch.ones(1, 1, height, width), torch.ones(1, 1, rows, cols), None, stride, "same", dilation)
+    out = functional.conv2d(
+        torch.ones(1, 1, height, width), torch.ones(1, 1, rows, cols), None, stride, "same", dilation
+    )
     assert out.shape[2:] == (-(-height // stride), -(-width // stride))

@@ -1,13 +1,13 @@
 """A hand-written convolution for PyTorch: a drop-in for torch.nn.Conv2d, differentiable to every order."""
 
-import torch
+import torch  # noqa: F401  (loads the libraries that _C needs)
 
 try:
     from torchconv import _C
 except ImportError as error:
-    from torchconv._build import explain
+    from torchconv.diagnose import explain
 
-    raise ImportError(explain(error, torch.__version__)) from error
+    raise ImportError(explain(error)) from error
 
 from torchconv import autocast, fake, functional, vmap  # noqa: F401
 from torchconv.functional import conv2d

@@ -48,7 +48,7 @@ ACTIVATIONS = {
 
 
 def check_activation(activation: str | None, negative_slope: float) -> str:
-    """The name by which the kernels know it; ValueError if there is none, or if its slope is not known from its output."""
+    """The name by which the kernels know it; ValueError if there is none, or its output does not tell its slope."""
     name = "none" if activation is None else activation
     if name not in ACTIVATIONS:
         known = ", ".join(repr(known) for known in ACTIVATIONS)

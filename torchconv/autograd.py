@@ -24,7 +24,8 @@ from torch.autograd import Function, forward_ad
 from torchconv import _C
 from torchconv.activations import ACTIVATIONS
 
-Call = Callable[..., Any]
+Call = Callable[..., Tensor]
+Direct = Callable[..., Tensor | None]
 
 #: stride, padding (top, bottom, left, right), dilation, groups, implementation: the last arguments of every operator.
 Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int, str | None]
@@ -67,13 +68,13 @@ def needs_graph(*tensors: Tensor | None) -> bool:
     return forward_ad._current_level >= 0
 
 
-def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *others: Any) -> Any:
+def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *others: Any) -> Tensor:
     """Call an operator with its arguments in the order of its schema."""
     *around, implementation = geometry
     return op(*tensors, *(() if size is None else (size,)), *around, *others, implementation)
 
 
-def call_below(op: Call, *args: Any) -> Any:
+def call_below(op: Call, *args: Any) -> Tensor:
     """The same from the forward of a Function, below autograd."""
     if not functorch_is_active():
         with below_autograd():
@@ -82,17 +83,18 @@ def call_below(op: Call, *args: Any) -> Any:
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
         return call_op(op, *args)
 
-def make_function(name: str, forward: Call, backward: Call, jvp: Call) -> Call:
+
+def make_function(name: str, forward: Call, backward: Callable[..., tuple[Any, ...]], jvp: Call) -> Call:
     """The apply of a torch.autograd.Function of these methods.
 
-    Not Function.apply, which inspects the signature of forward at each call: that takes longer than a small convolution.
+    Not Function.apply: it inspects the signature of forward at each call, which takes longer than a convolution may.
     """
     methods = {"forward": forward, "backward": backward, "jvp": jvp}
     function = type(name, (Function,), {key: staticmethod(method) for key, method in methods.items()})
     return super(Function, function).apply  # type: ignore[misc, no-any-return]
 
 
-def install(op: Any, tensors: int, apply: Call, pack: Call) -> None:
+def install(op: Any, tensors: int, apply: Call, pack: Callable[..., tuple[Any, ...]]) -> None:
     """Make `apply(*pack(arguments of the op))` the op's autograd."""
 
     def kernel(keyset: Any, *args: Any) -> Any:
@@ -105,7 +107,7 @@ def install(op: Any, tensors: int, apply: Call, pack: Call) -> None:
     library.impl(op, kernel, "Autograd", with_keyset=True)
 
 
-def bilinear(name: str, op: Any, direct: Call, da: Call, db: Call) -> Call:
+def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> Call:
     """The differentiable call of an op that is linear in its first two arguments.
 
     `direct` is the op without the dispatcher. `da(dc, b, size of a, geometry)` and `db(dc, a, size of b, geometry)` are
@@ -170,21 +172,21 @@ def bilinear(name: str, op: Any, direct: Call, da: Call, db: Call) -> Call:
     return call
 
 
-conv2d = bilinear(
+conv2d: Call = bilinear(
     "Conv2d",
     ops.conv2d.default,
     _C.conv2d,
     lambda dy, w, x_size, geometry: grad_input(dy, w, x_size, geometry),
     lambda dy, x, w_size, geometry: grad_weight(x, dy, w_size, geometry),
 )
-grad_input = bilinear(
+grad_input: Call = bilinear(
     "Conv2dGradInput",
     ops.conv2d_grad_input.default,
     _C.conv2d_grad_input,
     lambda dx, w, y_size, geometry: conv2d(dx, w, None, geometry),
     lambda dx, y, w_size, geometry: grad_weight(dx, y, w_size, geometry),
 )
-grad_weight = bilinear(
+grad_weight: Call = bilinear(
     "Conv2dGradWeight",
     ops.conv2d_grad_weight.default,
     _C.conv2d_grad_weight,
@@ -193,11 +195,13 @@ grad_weight = bilinear(
 )
 
 
-def bias_act(op: Any, direct: Call) -> Call:
+def bias_act(op: Any, direct: Direct) -> Call:
     """The differentiable call of conv2d_bias_act: y = activation(conv2d(x, w) + bias)."""
     raw = op._op
 
-    def run_below(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, slope: float) -> Tensor:
+    def run_below(
+        x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, slope: float
+    ) -> Tensor:
         return call_below(raw, (x, w, bias), None, geometry, activation, slope)
 
     def run_directly(*args: Any) -> Tensor:

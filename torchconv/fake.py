@@ -1,6 +1,6 @@
 """Shapes, dtypes and strides of the operators' results without their data: for torch.compile, export and meta tensors.
 
-The rule is that of csrc/shape.cpp; it stands here once more because there sizes are numbers, and here they may be symbols.
+The rule is that of csrc/shape.cpp; it stands here once more because sizes are numbers there, and may be symbols here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """P, Q = floor((in + before + after - dilation * (kernel - 1) - 1) / stride) + 1; padding is top, bottom, left, right."""
+    """P, Q = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1; padding: top, bottom, left, right."""
     padded = [input_size[i] + padding[2 * i] + padding[2 * i + 1] for i in (0, 1)]
     window = [dilation[i] * (kernel_size[i] - 1) + 1 for i in (0, 1)]
     for i in (0, 1):
@@ -66,7 +66,8 @@ def conv2d_bias_act(
     x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
     activation: str = "none", slope: float = 0.01, implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    return conv2d(x, w, stride, padding, dilation, groups)
+    y: Tensor = conv2d(x, w, stride, padding, dilation, groups)
+    return y
 
 
 @torch.library.register_fake(ops.conv2d_grad_input.default)

@@ -46,7 +46,8 @@ def conv2d(
         negative_slope: of "leaky_relu", not negative.
 
     Returns:
-        y, [N, K, P, Q] (or [K, P, Q]), of the dtype of input, P = (H + top + bottom - dilation * (R - 1) - 1) // stride + 1.
+        y, [N, K, P, Q] (or [K, P, Q]), of the dtype of input;
+        P = (H + top + bottom - dilation * (R - 1) - 1) // stride + 1.
         float64 is summed up in float64, and the other dtypes in float32.
 
     Raises:

@@ -38,7 +38,7 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
 
 
 def four_sided(
-    padding: Padding, input: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+    padding: Padding, input: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) from any of the forms of Padding; the sizes of the tensors matter to "same" alone."""
     if not isinstance(padding, str):
@@ -47,8 +47,9 @@ def four_sided(
         return 0, 0, 0, 0
     if padding != "same":
         raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
-    if not all(isinstance(value, (int, SymInt)) and value > 0 for value in (*stride, *dilation)):
-        return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
+    for value in (*stride, *dilation):
+        if not (hasattr(value, "__index__") or isinstance(value, SymInt)) or value < 1:
+            return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
     top, bottom = same_padding(input.shape[-2], weight.shape[-2], stride[0], dilation[0])
     left, right = same_padding(input.shape[-1], weight.shape[-1], stride[1], dilation[1])
     return top, bottom, left, right

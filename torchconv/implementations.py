@@ -23,7 +23,7 @@ def implementations() -> list[Implementation]:
 
 
 class Choice:
-    """What `use` has set. A plain attribute, since torch.compile guards on those, and not on thread or context variables."""
+    """What `use` has set. A plain attribute: torch.compile guards on those, and not on thread or context variables."""
 
     name: str | None = None
 

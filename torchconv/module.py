@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ class Conv2d(torch.nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -58,20 +57,23 @@ class Conv2d(torch.nn.Conv2d):
         negative_slope: float = 0.01,
     ) -> None:
         check_activation(activation, negative_slope)
-        # torch.nn.Conv2d knows neither of these two; it gets "valid", and its own attributes are set right below.
-        same = padding == "same"
-        sides = explicit_padding(padding) if isinstance(padding, Sequence) and not isinstance(padding, str) else None
-        beyond = same or (sides is not None and (sides[0] != sides[1] or sides[2] != sides[3]))
-        plain = "valid" if beyond else padding if sides is None else (sides[0], sides[2])
+        # torch.nn.Conv2d is given a padding that it knows; what it does not know is set right below.
+        known: Any = padding
+        sides = None
+        if padding == "same":
+            known = "valid"
+        elif not isinstance(padding, (str, int)):
+            sides = explicit_padding(padding)
+            known = (sides[0], sides[2])
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, plain, dilation, groups, bias, padding_mode, device, dtype
-        )
-        if same:
+            in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
+        )  # fmt: skip
+        if padding == "same":
             self.padding = "same"
             sides = four_sided("same", self.weight, self.weight, (1, 1), self.dilation)
-        elif beyond:
+        elif sides is not None and sides != (known[0], known[0], known[1], known[1]):
             self.padding = sides
-        if beyond:
+        if sides is not None:
             top, bottom, left, right = sides
             self._reversed_padding_repeated_twice = [left, right, top, bottom]
         self.activation = activation
@@ -80,12 +82,12 @@ class Conv2d(torch.nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         # Module.__getattr__ takes as long as a third of a small convolution; parametrized tensors are elsewhere.
         parameters = self._parameters
-        weight = parameters["weight"] if "weight" in parameters else self.weight
+        weight: Any = parameters["weight"] if "weight" in parameters else self.weight
         bias = parameters["bias"] if "bias" in parameters else self.bias
         return self._conv_forward(input, weight, bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
+        padding: Padding = self.padding
         if self.padding_mode != "zeros":
             top, bottom, left, right = four_sided(padding, input, weight, self.stride, self.dilation)
             input = pad(input, (left, right, top, bottom), mode=self.padding_mode)
@@ -96,7 +98,7 @@ class Conv2d(torch.nn.Conv2d):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         if self.activation is not None:
             text += f", activation={self.activation}"
         if self.activation == "leaky_relu":

@@ -47,17 +47,18 @@ def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tu
 
     def rule(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *args: Any) -> tuple[Tensor, int]:
         batch, groups = info.batch_size, args[groups_index]
-        tensors = {slot: t.movedim(d, 0) if d is not None else t for slot, t, d in zip((a_slot, b_slot), (a, b), in_dims)}
-        mapped = [slot for slot, d in zip((a_slot, b_slot), in_dims) if d is not None]
+        tensors = {a_slot: a, b_slot: b}
+        mapped = {slot: dim for slot, dim in zip(tensors, in_dims, strict=False) if dim is not None}
         if len(mapped) == 1:
-            (shared,) = set(AXES[mapped[0]].lower()) & set(AXES[c_slot].lower())
-            places = {slot: place(slot, shared, groups) for slot in (*mapped, c_slot)}
+            (slot,) = mapped
+            (shared,) = set(AXES[slot].lower()) & set(AXES[c_slot].lower())
+            places = {slot: place(slot, shared, groups), c_slot: place(c_slot, shared, groups)}
         else:
             args = (*args[:groups_index], groups * batch, *args[groups_index + 1 :])
-            places = {slot: (1 if slot != "w" else 0, 1) for slot in (*mapped, c_slot)}
-        for slot in mapped:
-            tensors[slot] = fold(tensors[slot], *places[slot])
-        c = op(tensors[a_slot], tensors[b_slot], *args)
+            places = {"x": (1, 1), "w": (0, 1), "y": (1, 1)}
+        for slot, dim in mapped.items():
+            tensors[slot] = fold(tensors[slot].movedim(dim, 0), *places[slot])
+        c = op(*tensors.values(), *args)
         return unfold(c, *places[c_slot], batch), 0
 
     torch.library.register_vmap(op, rule)
@@ -76,7 +77,7 @@ def bias_act_rule(
 ) -> tuple[Tensor, int]:  # fmt: skip
     x_dim, w_dim, bias_dim = in_dims[:3]
     geometry = (stride, padding, dilation, groups)
-    if w_dim is None and bias_dim is None:
+    if w_dim is None and bias_dim is None and x_dim is not None:
         x = fold(x.movedim(x_dim, 0), 0, 1)
         y = ops.conv2d_bias_act(x, w, bias, *geometry, activation, slope, implementation)
         return unfold(y, 0, 1, info.batch_size), 0

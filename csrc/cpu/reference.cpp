@@ -23,8 +23,8 @@ constexpr int64_t block = 64;
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// sum[i * sum_step] += weight * values[i * step]. Where both are contiguous, the compiler makes vectors of it; the terms
-// and their order are the same.
+// sum[i * sum_step] += weight * values[i * step]. Where both are contiguous, the compiler makes vectors of it; the
+// terms and their order are the same.
 template <class T>
 void accumulate(Sum<T>* sum, int64_t sum_step, Sum<T> weight, const T* values, int64_t step, int64_t count) {
   if (sum_step == 1 && step == 1)

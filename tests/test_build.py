@@ -1,0 +1,107 @@
+"""The build: what it says when something is missing, how it finds torch, what an import that fails explains."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchconv
+from torchconv import _C
+from torchconv.diagnose import explain
+
+ROOT = Path(__file__).parent.parent
+
+
+def load_backend():
+    spec = importlib.util.spec_from_file_location("backend", ROOT / "build_tools" / "backend.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_setup(*arguments, **environment):
+    command = [sys.executable, *(arguments or ("setup.py", "--version"))]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_missing_compiler_is_named():
+    result = run_setup(CXX="no-such-compiler")
+    assert result.returncode != 0
+    assert "torchconv: needs a C++ compiler, but found no 'no-such-compiler'" in result.stderr
+
+
+def test_missing_ninja_is_named(tmp_path):
+    (tmp_path / "c++").symlink_to(shutil.which("c++") or "/usr/bin/c++")
+    result = run_setup(PATH=str(tmp_path))
+    assert result.returncode != 0
+    assert "torchconv: needs ninja, but found none on PATH: pip install ninja" in result.stderr
+
+
+def test_missing_torch_is_named():
+    result = run_setup(
+        "-c", "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py']; exec(open('setup.py').read())"
+    )
+    assert result.returncode != 0
+    assert "torchconv: the build needs torch, which is not installed: pip install torch pybind11 ninja" in result.stderr
+
+
+def test_backend_finds_the_installed_torch():
+    backend = load_backend()
+    assert backend.see_installed_torch()
+    assert backend.get_requires_for_build_wheel() == []
+
+
+def test_backend_asks_for_the_pinned_torch_otherwise(monkeypatch):
+    backend = load_backend()
+    monkeypatch.setattr(backend, "see_installed_torch", lambda: False)
+    (requirement,) = backend.get_requires_for_build_wheel()
+    assert requirement in (ROOT / "requirements.txt").read_text().splitlines()
+    assert requirement.startswith("torch==")
+
+
+def test_the_import_error_explains_itself(tmp_path):
+    error = ImportError("undefined symbol: something")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert "has not been built" in explain(error, tmp_path)
+    (tmp_path / "_C.cpython-27-old.so").touch()
+    assert "built for another Python (_C.cpython-27-old.so)" in explain(error, tmp_path)
+    shutil.copy(_C.__file__, tmp_path / f"_C{suffix}")
+    text = explain(error, tmp_path)
+    assert f"built with torch {_C.build_info()['torch']}, and does not load in" in text
+    for part in (torch.__version__, "pip install --force-reinstall", "undefined symbol: something"):
+        assert part in text
+
+
+def test_a_package_without_its_extension_raises_that_error(tmp_path):
+    package = tmp_path / "torchconv"
+    shutil.copytree(Path(torchconv.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    # an editable installation has an importer of its own, which would find the extension all the same
+    script = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import torchconv"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "ImportError: torchconv cannot be imported: its extension has not been built" in result.stderr
+
+
+def test_only_the_stable_part_of_torch_is_linked():
+    """Every symbol that the extension takes from torch is of the C interface, whose names do not change."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm here")
+    undefined = subprocess.run([nm, "-D", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True)
+    symbols = [line.split()[-1].split("@")[0] for line in undefined.stdout.splitlines()]
+    mangled = [
+        name for name in symbols if name.startswith("_ZN") and ("c10" in name or "2at" in name or "5torch" in name)
+    ]
+    assert mangled == []
+    assert any(name.startswith("aoti_torch_") for name in symbols)
