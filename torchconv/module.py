@@ -59,22 +59,24 @@ class Conv2d(torch.nn.Conv2d):
         check_activation(activation, negative_slope)
         # torch.nn.Conv2d is given a padding that it knows; what it does not know is set right below.
         known: Any = padding
-        sides = None
+        beyond = None  # top, bottom, left, right
         if padding == "same":
             known = "valid"
         elif not isinstance(padding, (str, int)):
-            sides = explicit_padding(padding)
-            known = (sides[0], sides[2])
+            top, bottom, left, right = explicit_padding(padding)
+            known = (top, left)
+            if (top, left) != (bottom, right):
+                beyond = top, bottom, left, right
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
-        )  # fmt: skip
+        )
         if padding == "same":
             self.padding = "same"
-            sides = four_sided("same", self.weight, self.weight, (1, 1), self.dilation)
-        elif sides is not None and sides != (known[0], known[0], known[1], known[1]):
-            self.padding = sides
-        if sides is not None:
-            top, bottom, left, right = sides
+            beyond = four_sided("same", self.weight, self.weight, (1, 1), self.dilation)
+        elif beyond is not None:
+            self.padding = beyond
+        if beyond is not None:
+            top, bottom, left, right = beyond
             self._reversed_padding_repeated_twice = [left, right, top, bottom]
         self.activation = activation
         self.negative_slope = negative_slope

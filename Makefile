@@ -1,0 +1,44 @@
+# Every verb makes its own virtual environment first; CI calls the same verbs (.ci/run).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help demo test slow lint format overhead clean
+help:  ## these lines
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/.installed: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* build_tools/*.py)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained beside torch's: pictures in demo/
+	$(BIN)/python -m torchconv
+	$(BIN)/python examples/feature_maps.py --out demo
+	$(BIN)/python examples/digits.py --out demo
+
+test: $(BIN)/.installed  ## the tests but for the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(BIN)/.installed  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: $(BIN)/.installed  ## the same, mended
+	ruff check --fix .
+	ruff format .
+	clang-format -i $$(git ls-files 'csrc/*')
+
+overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## everything that was built
+	rm -rf $(VENV) build build-* demo *.egg-info torchconv/*.so
