@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 
 
 def make_network(conv: type[nn.Conv2d]) -> nn.Sequential:
-    """8 x 8 pixels -> 10 digits. Smooth throughout: a kink would blow a difference in the last bit up to a visible one."""
+    """8 x 8 pixels -> 10 digits. Smooth throughout: a kink can turn a difference in the last bit into a visible one."""
     return nn.Sequential(
         conv(1, 24, 3, padding="same"),
         nn.SiLU(),
