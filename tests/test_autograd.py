@@ -184,3 +184,5 @@ def test_negative_views():
     w = normals((1, 1, 2, 2))
     assert z.conj().imag.is_neg()
     assert torch.equal(functional.conv2d(z.conj().imag, w), functional.conv2d(-z.imag, w))
+    bias = torch.complex(normals((1,)), normals((1,), 1))
+    assert torch.equal(functional.conv2d(z.real, w, bias.conj().imag), functional.conv2d(z.real, w, -bias.imag))
