@@ -1,7 +1,7 @@
 """The build backend: setuptools, which in pip's isolated build still sees the torch that the user has installed.
 
-An extension has to be built against a torch of the environment that it will run in, or at least against one that is
-there already: a second torch is gigabytes. pip hides the environment from the build, but leaves it where it was.
+An extension has to be built against a torch that is there: a second one is gigabytes. pip hides the environment from the
+build, but leaves it where it was. Each hook of the backend runs in a process of its own, after the import of this file.
 """
 
 import importlib.util
@@ -11,8 +11,13 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import build_meta
-from setuptools.build_meta import build_sdist, get_requires_for_build_sdist  # noqa: F401
+from setuptools.build_meta import (  # noqa: F401  (the hooks)
+    build_editable,
+    build_sdist,
+    build_wheel,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 
@@ -33,33 +38,9 @@ def pinned_torch() -> str:
     return pin.group()
 
 
-def torch_if_missing() -> list[str]:
+def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
     return [] if see_installed_torch() else [pinned_torch()]
 
 
-def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
-    return torch_if_missing()
-
-
-def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
-    return torch_if_missing()
-
-
-def prepare_metadata_for_build_wheel(directory: str, config_settings: Any = None) -> str:
-    see_installed_torch()
-    return build_meta.prepare_metadata_for_build_wheel(directory, config_settings)
-
-
-def prepare_metadata_for_build_editable(directory: str, config_settings: Any = None) -> str:
-    see_installed_torch()
-    return build_meta.prepare_metadata_for_build_editable(directory, config_settings)
-
-
-def build_wheel(directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
-    see_installed_torch()
-    return build_meta.build_wheel(directory, config_settings, metadata_directory)
-
-
-def build_editable(directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
-    see_installed_torch()
-    return build_meta.build_editable(directory, config_settings, metadata_directory)
+get_requires_for_build_editable = get_requires_for_build_sdist = get_requires_for_build_wheel
+see_installed_torch()

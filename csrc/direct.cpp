@@ -17,11 +17,19 @@ namespace {
 
 namespace py = pybind11;
 
-const dlpack::ExchangeAPI* find_api() {
-  const py::object tensor = py::module_::import("torch").attr("Tensor");
-  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return nullptr;
-  const auto* api = tensor.attr("__dlpack_c_exchange_api__").cast<py::capsule>().get_pointer<dlpack::ExchangeAPI>();
-  return api->major == 1 && api->tensor_from_py_object ? api : nullptr;
+// torch.Tensor and its exchange interface, both found once, at import. Without an interface of version 1, nothing can
+// be read in place.
+PyTypeObject* tensor_type = nullptr;
+const dlpack::ExchangeAPI* api = nullptr;
+
+void find_api() {
+  py::object tensor = py::module_::import("torch").attr("Tensor");
+  if (py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
+    const auto capsule = tensor.attr("__dlpack_c_exchange_api__").cast<py::capsule>();
+    const auto* found = capsule.get_pointer<dlpack::ExchangeAPI>();
+    if (found->major == 1 && found->tensor_from_py_object) api = found;
+  }
+  tensor_type = reinterpret_cast<PyTypeObject*>(tensor.release().ptr());
 }
 
 std::optional<Dtype> dtype_of(const dlpack::DataType& type) {
@@ -37,9 +45,9 @@ std::optional<Dtype> dtype_of(const dlpack::DataType& type) {
 class Operands {
  public:
   View add(py::handle object) {
-    static const dlpack::ExchangeAPI* api = find_api();
     dlpack::Tensor tensor{};
-    if (!api || api->tensor_from_py_object(object.ptr(), &tensor) != 0) {
+    if (!api || !PyObject_TypeCheck(object.ptr(), tensor_type) ||
+        api->tensor_from_py_object(object.ptr(), &tensor) != 0) {
       PyErr_Clear();
       ok = false;
       return {};
@@ -154,6 +162,7 @@ py::object gradient(py::handle a_, py::handle b_, py::handle size, const py::tup
 }  // namespace
 
 void bind_direct(py::module_& module) {
+  find_api();
   module.def("conv2d", &conv2d_);
   module.def("conv2d_bias_act", &conv2d_bias_act);
   module.def("conv2d_grad_input", &gradient<conv2d_grad_input>);

@@ -57,6 +57,7 @@ def test_backend_finds_the_installed_torch():
     backend = load_backend()
     assert backend.see_installed_torch()
     assert backend.get_requires_for_build_wheel() == []
+    assert backend.get_requires_for_build_sdist() == []
 
 
 def test_backend_asks_for_the_pinned_torch_otherwise(monkeypatch):

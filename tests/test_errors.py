@@ -235,6 +235,16 @@ def test_the_operators_check_their_own_arguments(name):
         op(*arguments)
 
 
+@pytest.mark.parametrize("bad", [None, 1, "x", object(), torch.Tensor], ids=str)
+def test_the_direct_way_takes_tensors_alone(bad):
+    assert torchconv._C.conv2d(bad, w_(), None, (*G, None)) is None
+    assert torchconv._C.conv2d(x_(), bad, None, (*G, None)) is None
+    with pytest.raises((TypeError, ValueError)):
+        torchconv._C.conv2d(x_(), w_(), None, (1, 2))
+    with pytest.raises(TypeError):
+        torchconv._C.conv2d(x_(), w_(), None, (1, 2, 3, 4, 5))
+
+
 def test_implementation_names():
     with pytest.raises(
         RuntimeError, match=r'implementation "cpu.magic" does not exist; known implementations: .*cpu.reference'
