@@ -1,7 +1,7 @@
 """The build backend: setuptools, which in pip's isolated build still sees the torch that the user has installed.
 
-An extension has to be built against a torch that is there: a second one is gigabytes. pip hides the environment from the
-build, but leaves it where it was. Each hook of the backend runs in a process of its own, after the import of this file.
+An extension has to be built against a torch that is there: a second one is gigabytes. pip hides the environment from
+the build, but leaves it where it was. Each hook of the backend runs in a process of its own, which imports this file.
 """
 
 import importlib.util

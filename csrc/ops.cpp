@@ -50,11 +50,11 @@ Dtype common_dtype(const char* a_name, const Tensor& a, const char* b_name, cons
 Allocate allocate_like(const Tensor& like, Tensor& result) {
   return [&](const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride) {
     int32_t type, device_type, device_index;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(4, size.data(), stride.data(), type, device_type, device_index, &handle));
     result = Tensor(handle);
     return result.mutable_data_ptr();
