@@ -69,9 +69,9 @@ def conv2d(
         raise RuntimeError(
             f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(input.shape)}"
         )
-    stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    sides = four_sided(padding, input, weight, stride, dilation)
-    geometry = (stride, sides, dilation, groups, choice.name)
+    strides, dilations = pair("stride", stride), pair("dilation", dilation)
+    sides = four_sided(padding, input, weight, strides, dilations)
+    geometry = (strides, sides, dilations, groups, choice.name)
     name = "none" if activation is None else check_activation(activation, negative_slope)
     try:
         if input.is_complex() or weight.is_complex():

@@ -23,14 +23,27 @@ constexpr int64_t block = 64;
 template <class T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// sum[i * sum_step] += weight * values[i * step]. Where both are contiguous, the compiler makes vectors of it; the
-// terms and their order are the same.
+// The two inner loops. Where their operands are contiguous, the compiler makes vectors of them; the terms and their
+// order are the same.
+
+// sum[i] += weight * values[i]
 template <class T>
-void accumulate(Sum<T>* sum, int64_t sum_step, Sum<T> weight, const T* values, int64_t step, int64_t count) {
+void accumulate(Sum<T>* __restrict sum, int64_t sum_step, Sum<T> weight, const T* __restrict values, int64_t step,
+                int64_t count) {
   if (sum_step == 1 && step == 1)
     for (int64_t i = 0; i < count; ++i) sum[i] += weight * Sum<T>(values[i]);
   else
     for (int64_t i = 0; i < count; ++i) sum[i * sum_step] += weight * Sum<T>(values[i * step]);
+}
+
+// sum[i] += a[i] * b[i]
+template <class T>
+void multiply_accumulate(Sum<T>* __restrict sum, const T* __restrict a, int64_t a_step, const T* __restrict b,
+                         int64_t b_step, int64_t count) {
+  if (a_step == 1 && b_step == 1)
+    for (int64_t i = 0; i < count; ++i) sum[i] += Sum<T>(a[i]) * Sum<T>(b[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) sum[i] += Sum<T>(a[i * a_step]) * Sum<T>(b[i * b_step]);
 }
 
 // y[n, k, p, q] = sum over c, r, s of x[n, c, p * stride + r * dilation - pad, ...] * w[k, c, r, s], then the epilogue
@@ -48,17 +61,17 @@ void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epi
     for (int64_t q0 = 0; q0 < cols.out; q0 += block) {
       const int64_t q1 = std::min(q0 + block, cols.out);
       Sum<T> sum[block] = {};
-      for (int64_t c = 0; c < c_end; ++c)
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
         for (int64_t r = 0; r < rows.kernel; ++r) {
           const int64_t h = rows.position(p, r);
           if (h < 0 || h >= rows.in) continue;
-          for (int64_t s = 0; s < cols.kernel; ++s) {
-            const Sum<T> weight = w[k * ws.n + c * ws.c + r * ws.h + s * ws.w];
-            const T* x_row = x_group + c * xs.c + h * xs.h;
-            const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
-            accumulate(sum + (q - q0), 1, weight, x_row + cols.position(q, s) * xs.w, cols.stride * xs.w, end - q);
-          }
+          const T* x_row = x_group + h * xs.h + cols.position(q, s) * xs.w;
+          const T* taps = w + k * ws.n + r * ws.h + s * ws.w;
+          for (int64_t c = 0; c < c_end; ++c)
+            accumulate(sum + (q - q0), 1, taps[c * ws.c], x_row + c * xs.c, cols.stride * xs.w, end - q);
         }
+      }
       const Sum<T> b = bias ? Sum<T>(bias[k * epilogue.bias_stride]) : Sum<T>(0);
       for (int64_t q = q0; q < q1; ++q)
         y_row[q * ys.w] = T(activate(epilogue.activation, sum[q - q0] + b, Sum<T>(epilogue.slope)));
@@ -80,17 +93,17 @@ void grad_input(const Conv& conv, const T* y, const T* w, T* x) {
     for (int64_t w0 = 0; w0 < cols.in; w0 += block) {
       const int64_t w1 = std::min(w0 + block, cols.in);
       Sum<T> sum[block] = {};
-      for (int64_t k = group * k_end; k < (group + 1) * k_end; ++k)
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
         for (int64_t r = 0; r < rows.kernel; ++r) {
           const int64_t p = rows.first(r, h);
           if (p == rows.out || rows.position(p, r) != h) continue;
-          for (int64_t s = 0; s < cols.kernel; ++s) {
-            const Sum<T> weight = w[k * ws.n + c * ws.c + r * ws.h + s * ws.w];
-            const T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
-            const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
-            accumulate(sum + (cols.position(q, s) - w0), cols.stride, weight, y_row + q * ys.w, ys.w, end - q);
-          }
+          const T* y_row = y + n * ys.n + p * ys.h + q * ys.w;
+          const T* taps = w + c * ws.c + r * ws.h + s * ws.w;
+          for (int64_t k = group * k_end; k < (group + 1) * k_end; ++k)
+            accumulate(sum + (cols.position(q, s) - w0), cols.stride, taps[k * ws.n], y_row + k * ys.c, ys.w, end - q);
         }
+      }
       for (int64_t i = w0; i < w1; ++i) x_row[i * xs.w] = T(sum[i - w0]);
     }
   });
@@ -107,6 +120,7 @@ void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
   parallel_for(K * c_per_group * rows.kernel, work, [&](int64_t unit) {
     const int64_t r = unit % rows.kernel, c = unit / rows.kernel % c_per_group, k = unit / rows.kernel / c_per_group;
     const int64_t channel = k / k_per_group * c_per_group + c;
+    const int64_t p_begin = rows.first(r, 0), p_end = rows.first(r, rows.in);
     for (int64_t s = 0; s < cols.kernel; ++s) {
       const int64_t begin = cols.first(s, 0), end = cols.first(s, cols.in);
       Sum<T> total = 0;
@@ -116,11 +130,10 @@ void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
         const int64_t q1 = std::min(q0 + block, end);
         Sum<T> sum[block] = {};
         for (int64_t n = 0; n < N; ++n)
-          for (int64_t p = rows.first(r, 0); p < rows.first(r, rows.in); ++p) {
-            const T* x_row = x + n * xs.n + channel * xs.c + rows.position(p, r) * xs.h;
-            const T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
-            for (int64_t q = q0; q < q1; ++q)
-              sum[q - q0] += Sum<T>(x_row[cols.position(q, s) * xs.w]) * Sum<T>(y_row[q * ys.w]);
+          for (int64_t p = p_begin; p < p_end; ++p) {
+            const T* x_row = x + n * xs.n + channel * xs.c + rows.position(p, r) * xs.h + cols.position(q0, s) * xs.w;
+            const T* y_row = y + n * ys.n + k * ys.c + p * ys.h + q0 * ys.w;
+            multiply_accumulate(sum, x_row, cols.stride * xs.w, y_row, ys.w, q1 - q0);
           }
         for (int64_t q = q0; q < q1; ++q) total += sum[q - q0];
       }
