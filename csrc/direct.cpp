@@ -136,9 +136,10 @@ py::object with_result(PyObject* like, const Run& run) {
     NoGil no_gil;
     run([&](const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride) {
       result = empty_like(like, size, stride);
-      void* data = Operands().add(result.ptr()).data;
+      const View view = Operands().add(result.ptr());
+      if (view.dim != 4) throw std::runtime_error("cannot read a new tensor in place");
       no_gil.begin();
-      return data;
+      return view.data;
     });
   }
   return result;
@@ -156,14 +157,6 @@ py::object forward(PyObject* x_, PyObject* w_, PyObject* bias_, PyObject* geomet
   });
 }
 
-py::object conv2d_bias_act_(PyObject* const* a) {
-  const double slope = PyFloat_AsDouble(a[5]);
-  if (slope == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return forward(a[0], a[1], a[2], a[3], text(a[4]), slope);
-}
-
-py::object conv2d_(PyObject* const* a) { return forward(a[0], a[1], Py_None, a[3], "none", 0); }
-
 template <auto op>
 py::object gradient(PyObject* const* arguments) {
   Operands operands;
@@ -176,38 +169,31 @@ py::object gradient(PyObject* const* arguments) {
   });
 }
 
-// A Python function of so many arguments, by CPython's fastest calling convention: pybind11's takes 0.3 us more.
-template <Py_ssize_t count, py::object (*function)(PyObject* const*)>
-PyObject* fast_call(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
-  try {
-    if (given != count)
-      throw py::type_error("expected " + std::to_string(count) + " arguments, but got " + std::to_string(given));
-    return function(arguments).release().ptr();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-template <Py_ssize_t count, py::object (*function)(PyObject* const*)>
-PyMethodDef method(const char* name) {
-  const auto fast = &fast_call<count, function>;
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast)), METH_FASTCALL, nullptr};
-}
-
 }  // namespace
+
+bool can_read(PyObject* x, PyObject* w, PyObject* bias) {
+  Operands operands;
+  const bool batched = operands.add(x).dim == 4;
+  operands.add(w);
+  if (bias != Py_None) operands.add(bias);
+  return operands.ok && batched;
+}
+
+py::object direct_conv2d_bias_act(PyObject* const* a) {
+  const double slope = PyFloat_AsDouble(a[5]);
+  if (slope == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return forward(a[0], a[1], a[2], a[3], text(a[4]), slope);
+}
+
+py::object direct_conv2d(PyObject* const* a) { return forward(a[0], a[1], Py_None, a[3], "none", 0); }
 
 void bind_direct(py::module_& module) {
   find_api();
   static PyMethodDef methods[] = {
-      method<4, conv2d_>("conv2d"),
-      method<6, conv2d_bias_act_>("conv2d_bias_act"),
-      method<4, gradient<conv2d_grad_input>>("conv2d_grad_input"),
-      method<4, gradient<conv2d_grad_weight>>("conv2d_grad_weight"),
+      fast_method<4, direct_conv2d>("conv2d"),
+      fast_method<6, direct_conv2d_bias_act>("conv2d_bias_act"),
+      fast_method<4, gradient<conv2d_grad_input>>("conv2d_grad_input"),
+      fast_method<4, gradient<conv2d_grad_weight>>("conv2d_grad_weight"),
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();

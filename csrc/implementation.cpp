@@ -25,11 +25,10 @@ const char* op_name(Op op) {
 
 const Implementation& choose(const Conv& conv, Op op, const std::string& name) {
   for (const Implementation& row : implementations()) {
-    if (name.empty() ? row.available() && row.supports(conv, op) : name == row.name) {
-      if (!row.available()) refuse(name, "cannot run on this machine");
-      if (!row.supports(conv, op)) refuse(name, std::string("does not do this ") + op_name(op) + " problem");
-      return row;
-    }
+    if (!name.empty() && name != row.name) continue;
+    if (row.can_do(conv, op)) return row;
+    if (!row.available() && !name.empty()) refuse(name, "cannot run on this machine");
+    if (!name.empty()) refuse(name, std::string("does not do this ") + op_name(op) + " problem");
   }
   refuse(name, "does not exist");
 }

@@ -11,12 +11,21 @@ namespace torchconv {
 enum class Op : uint8_t { forward, grad_input, grad_weight };
 
 struct Implementation {
-  const char* name;                   // "cpu.reference"
-  bool (*available)();                // can this machine run it?
-  bool (*supports)(const Conv&, Op);  // does it do this problem?
-  void (*forward)(const Conv&, const void* x, const void* w, void* y, const Epilogue&);
-  void (*grad_input)(const Conv&, const void* y, const void* w, void* x);
-  void (*grad_weight)(const Conv&, const void* x, const void* y, void* w);
+  const char* name = nullptr;                   // "cpu.reference"
+  bool (*available)() = nullptr;                // can this machine run it?
+  bool (*supports)(const Conv&, Op) = nullptr;  // does it do this problem?
+
+  // The columns; a row may leave some of them empty.
+  void (*forward)(const Conv&, const void* x, const void* w, void* y, const Epilogue&) = nullptr;
+  void (*grad_input)(const Conv&, const void* y, const void* w, void* x) = nullptr;
+  void (*grad_weight)(const Conv&, const void* x, const void* y, void* w) = nullptr;
+
+  bool can_do(const Conv& conv, Op op) const {
+    const bool filled = op == Op::forward      ? forward != nullptr
+                        : op == Op::grad_input ? grad_input != nullptr
+                                               : grad_weight != nullptr;
+    return filled && available() && supports(conv, op);
+  }
 };
 
 // Every row, in the order in which they are tried. The last one accepts every problem.

@@ -1,6 +1,7 @@
 // torchconv._C: what is not an operator of torch's dispatcher. Importing it also registers those that are (ops.cpp).
 #include "cpu/parallel.h"
 #include "direct.h"
+#include "eager.h"
 #include "implementation.h"
 
 #include <pybind11/pybind11.h>
@@ -80,6 +81,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("cpu_features", &cpu_features);
   bind_direct(module);
+  bind_eager(module);
   module.def("count_threads", &count_threads, py::call_guard<py::gil_scoped_release>());
 }
 

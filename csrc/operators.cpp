@@ -14,6 +14,8 @@ Strides strides(const View& view) { return {view.stride[0], view.stride[1], view
 
 Strides strides(const Four& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
+bool is_empty(const Four& size) { return size[0] == 0 || size[1] == 0 || size[2] == 0 || size[3] == 0; }
+
 // torch's own test of a tensor's memory format: the strides alone tell, and sizes of 1 or 0 count as contiguous.
 bool is_channels_last(const View& view) {
   if (view.stride[1] == 0) return false;
@@ -62,7 +64,8 @@ void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const G
   const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
   conv.dtype = dtype, conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
   const Implementation& row = choose(conv, Op::forward, implementation);
-  row.forward(conv, x.data, w.data, allocate(size, stride), epilogue);
+  void* y = allocate(size, stride);
+  if (!is_empty(size)) row.forward(conv, x.data, w.data, y, epilogue);
 }
 
 void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
@@ -71,7 +74,8 @@ void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& i
   const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
   conv.dtype = dtype, conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
   const Implementation& row = choose(conv, Op::grad_input, implementation);
-  row.grad_input(conv, y.data, w.data, allocate(size, stride));
+  void* x = allocate(size, stride);
+  if (!is_empty(size)) row.grad_input(conv, y.data, w.data, x);
 }
 
 void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
@@ -80,7 +84,8 @@ void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& 
   const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
   conv.dtype = dtype, conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
   const Implementation& row = choose(conv, Op::grad_weight, implementation);
-  row.grad_weight(conv, x.data, y.data, allocate(size, stride));
+  void* w = allocate(size, stride);
+  if (!is_empty(size)) row.grad_weight(conv, x.data, y.data, w);
 }
 
 }  // namespace torchconv

@@ -54,8 +54,8 @@ Allocate allocate_like(const Tensor& like, Tensor& result) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
     AtenTensorHandle handle;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(4, size.data(), stride.data(), type, device_type, device_index, &handle));
+    if (aoti_torch_empty_strided(4, size.data(), stride.data(), type, device_type, device_index, &handle) != 0)
+      throw std::runtime_error("cannot allocate a result of size " + to_string({size.begin(), size.end()}));
     result = Tensor(handle);
     return result.mutable_data_ptr();
   };

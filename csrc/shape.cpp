@@ -54,11 +54,11 @@ void check_geometry(const Geometry& g) {
   require(g.groups > 0, "non-positive groups is not supported, but got groups=", g.groups);
 }
 
+// Strides and loops multiply sizes even where another size is 0, so that one counts as 1 here.
 void check_bytes(const char* name, const Sizes& sizes) {
   int64_t bytes = sizeof(double);
-  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return;
   for (int64_t size : sizes)
-    require(!__builtin_mul_overflow(bytes, size, &bytes), name, " of size ", sizes,
+    require(!__builtin_mul_overflow(bytes, size > 1 ? size : 1, &bytes), name, " of size ", sizes,
             " is too large: its bytes overflow 64 bits");
 }
 
@@ -88,6 +88,10 @@ Conv make_conv(const Sizes& x, const Sizes& w, const Geometry& g) {
           "). Kernel size can't be greater than actual input size");
   conv.rows.out = (height - kernel_height) / g.stride[0] + 1;
   conv.cols.out = (width - kernel_width) / g.stride[1] + 1;
+
+  // The stride of a single output is never used, and may be so large that its multiples overflow.
+  if (conv.rows.out == 1) conv.rows.stride = 1;
+  if (conv.cols.out == 1) conv.cols.stride = 1;
 
   check_bytes("input", x);
   check_bytes("weight", w);

@@ -44,7 +44,7 @@ def check(function, inputs):
 def test_operators(name, implementation):
     case = small(SMALL[name])
     geometry = (*case.geometry, implementation)
-    rest = case.geometry
+    rest = (*case.geometry, implementation)
     ops = torch.ops.torchconv
     # our calls, which may go around the dispatcher, and the operators themselves
     check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w))

@@ -60,6 +60,22 @@ def test_backend_finds_the_installed_torch():
     assert backend.get_requires_for_build_sdist() == []
 
 
+def test_backend_finds_a_torch_that_pip_hides(tmp_path):
+    """pip's isolated build does not see the environment's packages; here only setuptools is left."""
+    for name in ("setuptools", "_distutils_hack"):
+        (tmp_path / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    # the way in which pip does it, too
+    hide = "import sys; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]"
+    (tmp_path / "sitecustomize.py").write_text(hide)
+    script = "import importlib.util, backend; print(importlib.util.find_spec('torch').origin)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'build_tools'}"}
+    command = [sys.executable, "-c"]
+    hidden = "import importlib.util; assert importlib.util.find_spec('torch') is None"
+    subprocess.run([*command, hidden], check=True, env=environment, timeout=60)
+    found = subprocess.run([*command, script], check=True, env=environment, capture_output=True, text=True, timeout=60)
+    assert Path(found.stdout.strip()).parent == Path(torch.__file__).parent
+
+
 def test_backend_asks_for_the_pinned_torch_otherwise(monkeypatch):
     backend = load_backend()
     monkeypatch.setattr(backend, "see_installed_torch", lambda: False)

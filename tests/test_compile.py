@@ -31,7 +31,7 @@ def all_calls(case, layout, requires_grad=False):
 
 
 def test_fake_results_are_like_real_ones(case, layout, dtype):
-    """Size, strides, dtype and device, also of empty tensors and of those whose memory format is ambiguous."""
+    """Size, strides and dtype, also of empty tensors and of those whose memory format is ambiguous."""
     for op, arguments in all_calls(case, layout):
         arguments = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in arguments]
         real = op(*arguments)

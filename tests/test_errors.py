@@ -1,5 +1,7 @@
 """Bad arguments: a clear error that names the argument and both values, in torch's own words where it has any."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -257,7 +259,41 @@ def test_implementation_names():
         pass
 
 
-def test_errors_say_nothing_of_this_machine():
-    with pytest.raises(RuntimeError) as info:
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.overrides.BaseTorchFunctionMode], ids=["direct", "op"])
+def test_errors_say_nothing_of_this_machine(mode):
+    with mode(), pytest.raises(RuntimeError) as info:
         functional.conv2d(x_(), w_(), stride=0)
     assert str(info.value) == "non-positive stride is not supported, but got stride=[0, 0]"
+    with mode(), pytest.raises(RuntimeError, match="allocate") as info:
+        functional.conv2d(x_(), w_(), padding=2**20)
+    assert "csrc" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", sorted({*SHARED_WITH_TORCH, *INCONSISTENT}))
+def test_meta_tensors_meet_the_same_checks(name):
+    """The rule for shapes without data refuses what the kernels' own check refuses."""
+    if name in SHARED_WITH_TORCH:
+        args, kwargs, match = SHARED_WITH_TORCH[name]
+        call = lambda args: functional.conv2d(*args, **kwargs)  # noqa: E731
+    else:
+        op, args, match = INCONSISTENT[name]
+        if "huge" in name or "activation" in name:
+            pytest.skip("64-bit overflow and names are left to the kernels")
+        call = lambda args: op(*args)  # noqa: E731
+    with pytest.raises(RuntimeError, match=match):
+        call([arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args])
+
+
+def test_no_bias_from_another_device():
+    with pytest.raises(RuntimeError, match="should be on one device, but got cpu and meta"):
+        functional.conv2d(x_(), w_(), torch.ones(3, device="meta"))
+
+
+def test_sizes_of_zero_beside_huge_ones():
+    refused(RuntimeError, "overflow", x_(1, 0, 5, 5), w_(3, 0, 3, 3), padding=2**40)
+    with pytest.raises(RuntimeError, match="overflow"):
+        ops.conv2d_grad_weight(x_(1, 0, 5, 5), x_(1, 1, 6, 6), (2**40, 2**40), (1, 1), (2**40, 0, 2**40, 0), (1, 1), 1)
+    with pytest.raises(RuntimeError, match="overflow"):
+        ops.conv2d_grad_input(x_(2, 1, 1, 2), x_(1, 2, 1, 1), (2**62, 0), (2**62, 1), (0, 0, 1, 1), (1, 1), 1)
+    empty = ops.conv2d_grad_input(x_(1, 1, 1, 2), x_(1, 1, 1, 1), (2**40, 0), (2**40, 1), (0, 0, 1, 1), (1, 1), 1)
+    assert empty.shape == (1, 1, 2**40, 0), "at once: there is nothing to loop over"

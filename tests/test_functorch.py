@@ -75,6 +75,22 @@ def test_vmap_of_an_activation_without_bias():
     torch.testing.assert_close(vmap(function)(ws), torch.stack([function(w) for w in ws]))
 
 
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_vmap_over_nothing(in_dims):
+    sizes = ((1, 2, 4, 4), (3, 2, 3, 3))
+    x, w = (normals((0, *size)) if dim == 0 else normals(size) for size, dim in zip(sizes, in_dims, strict=True))
+    assert vmap(functional.conv2d, in_dims)(x, w).shape == (0, 1, 3, 2, 2)
+    fused = lambda x, w: functional.conv2d(x, w, torch.ones(3).double(), activation="relu")  # noqa: E731
+    assert vmap(fused, in_dims)(x, w).shape == (0, 1, 3, 2, 2)
+
+
+def test_vmap_checks_the_bias():
+    x, ws = normals((1, 2, 4, 4)), normals((BATCH, 3, 2, 3, 3))
+    for bias in (torch.ones(3), torch.ones(4).double(), torch.ones(3, 1).double()):
+        with pytest.raises(RuntimeError, match=r"should be the same|1-dimensional with 3 elements"):
+            vmap(lambda w: functional.conv2d(x, w, bias))(ws)  # noqa: B023
+
+
 def test_nested_vmap():
     xs, ws = normals((2, 3, 1, 2, 4, 4)), normals((3, 2, 2, 3, 3))
     found = vmap(vmap(functional.conv2d), (0, None))(xs, ws)

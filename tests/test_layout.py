@@ -80,6 +80,13 @@ def test_expanded_tensors(implementation, layout):
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_huge_stride(implementation, layout):
+    x, w = arrange(integers((1, 2, 4, 4)), layout), integers((3, 2, 3, 3))
+    found = functional.conv2d(x, w, stride=2**63 - 1, padding=1)
+    assert torch.equal(found, functional.conv2d(x, w, stride=100, padding=1))
+
+
 def test_expanded_bias():
     x, w = integers((1, 2, 4, 4)), integers((3, 2, 3, 3))
     assert torch.equal(functional.conv2d(x, w, torch.ones(1).double().expand(3)), functional.conv2d(x, w) + 1)

@@ -268,6 +268,47 @@ def test_backward_inside_autocast_follows_forward():
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_double_backward_inside_autocast_follows_forward(activation):
+    layer = Conv2d(3, 4, 3, activation=activation)
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        (dx,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = dx.pow(2).sum()
+            results.append(torch.autograd.grad(loss, layer.weight)[0])
+    assert torch.equal(*results)
+
+
+def test_complex_under_autocast():
+    layer = Conv2d(2, 3, 3, dtype=torch.complex64)
+    x = torch.randn(1, 2, 5, 5, dtype=torch.complex64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), layer(x))
+        found = layer(x)
+    assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": "same", "stride": 2}, {"activation": "relu", "bias": False}], ids=str
+)
+def test_fx_symbolic_trace(options):
+    net = nn.Sequential(Conv2d(2, 3, 3, **options), nn.ReLU())
+    traced = torch.fx.symbolic_trace(net)
+    x = torch.randn(1, 2, 6, 6)
+    assert torch.equal(traced(x), net(x))
+
+
+def test_a_layer_of_torch_may_change_its_class():
+    layer = nn.Conv2d(2, 3, 3)
+    x = torch.randn(1, 2, 5, 5)
+    wanted = layer(x)
+    layer.__class__ = Conv2d
+    torch.testing.assert_close(layer(x), wanted)
+    repr(layer)
+
+
 def test_hooks_and_profiler_names():
     layer = Conv2d(1, 1, 3)
     seen = []
@@ -277,6 +318,9 @@ def test_hooks_and_profiler_names():
         layer(torch.randn(1, 1, 5, 5, requires_grad=True)).sum().backward()
     assert seen == ["forward", "backward"]
     assert any(event.key.startswith("Conv2dBiasAct") for event in profile.key_averages())
+    with torch.profiler.profile() as profile, torch.no_grad():
+        layer(torch.randn(1, 1, 5, 5))
+    assert any(event.key == "torchconv::conv2d_bias_act" for event in profile.key_averages())
 
 
 def test_tensor_subclasses_and_function_modes():

@@ -19,3 +19,14 @@ def conv2d_bias_act(
 ) -> Tensor | None: ...
 def conv2d_grad_input(y: Tensor, w: Tensor, size: Any, geometry: tuple[Any, ...]) -> Tensor | None: ...
 def conv2d_grad_weight(x: Tensor, y: Tensor, size: Any, geometry: tuple[Any, ...]) -> Tensor | None: ...
+
+# torchconv.conv2d for plain tensors and numbers; None if anything is special.
+def eager_conv2d(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    activation: str, negative_slope: float, implementation: str | None, /,
+) -> Tensor | None: ...  # fmt: skip
+def is_plain(*tensors: Tensor | None) -> bool: ...
+def set_hooks(
+    tensor: type, parameter: type, listeners: tuple[Any, ...], is_grad_enabled: Any, is_forward_ad: Any,
+    apply_conv2d: Any, apply_bias_act: Any, /,
+) -> None: ...  # fmt: skip

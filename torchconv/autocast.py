@@ -1,6 +1,6 @@
 """torch.autocast: the forward operators run in its lower precision, like torch's own convolutions.
 
-The gradient operators follow the dtype of what forward saved, so that backward needs no rule.
+Derivatives of every order have the dtype of what they are derivatives of (torchconv.autograd.without_autocast).
 """
 
 from __future__ import annotations

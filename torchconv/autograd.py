@@ -36,30 +36,27 @@ library = torch.library.Library("torchconv", "IMPL")
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 functorch_is_active = torch._C._are_functorch_transforms_active
-dispatch_modes = torch._C._len_torch_dispatch_stack
-function_mode_is_active = torch._C._is_torch_function_mode_enabled
-autocast_is_active = torch._C._is_any_autocast_enabled
-tracing_state = torch._C._get_tracing_state
 is_compiling = torch.compiler.is_compiling
 is_grad_enabled = torch.is_grad_enabled
-PLAIN = frozenset({Tensor, torch.nn.Parameter})
+
+#: Each is true while something but autograd listens to the operators. Then calls have to go through the dispatcher.
+LISTENERS = (
+    functorch_is_active,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._is_torch_function_mode_enabled,
+    torch._C._is_any_autocast_enabled,
+    torch._C._get_tracing_state,
+    torch._C._autograd._profiler_enabled,
+)
+
+autocast_is_active = torch._C._is_any_autocast_enabled
+autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
 
 
-def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether nothing but autograd listens to this call, so that it can go around the dispatcher."""
-    if (
-        is_compiling()
-        or functorch_is_active()
-        or dispatch_modes()
-        or function_mode_is_active()
-        or autocast_is_active()
-        or tracing_state() is not None
-    ):
-        return False
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in PLAIN or tensor.is_neg()):
-            return False
-    return True
+def is_forward_ad() -> bool:
+    return forward_ad._current_level >= 0
 
 
 def needs_graph(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -67,7 +64,7 @@ def needs_graph(tensors: tuple[Tensor | None, ...]) -> bool:
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-    return forward_ad._current_level >= 0
+    return is_forward_ad()
 
 
 def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *others: Any) -> Tensor:
@@ -76,10 +73,22 @@ def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *
     return op(*tensors, *(() if size is None else (size,)), *around, *others, implementation)
 
 
+def without_autocast(derivative: Callable[..., Any]) -> Callable[..., Any]:
+    """Derivatives have the dtype of what they are derivatives of, whatever is switched on where they are computed."""
+
+    def inner(ctx: Any, *args: Any) -> Any:
+        if not autocast_is_active():
+            return derivative(ctx, *args)
+        with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+            return derivative(ctx, *args)
+
+    return inner
+
+
 def differentiable(
     name: str, op: Any, tensors: int, run: Call, direct: Direct, pack: Any, save: Any, backward: Any, jvp: Any
-) -> Call:
-    """Make these functions the op's autograd, and return the fastest call of the op that records a graph.
+) -> tuple[Call, Call]:
+    """Make these functions the op's autograd; return the fastest call of the op, and one that always records a graph.
 
     The arguments of the call, `inputs`, begin with so many tensors. `run(op, *inputs)` calls the op, `direct(*inputs)`
     does it without the dispatcher (or returns None), and `pack` makes inputs of the arguments of the op.
@@ -106,7 +115,10 @@ def differentiable(
         save(ctx, inputs, output)
         return output
 
-    derivatives = {"backward": staticmethod(backward), "jvp": staticmethod(jvp)}
+    derivatives = {
+        "backward": staticmethod(without_autocast(backward)),
+        "jvp": staticmethod(without_autocast(jvp)),
+    }
     plain = type(name, (Function,), {"forward": staticmethod(forward), **derivatives})
     level: Any = type(
         name,
@@ -127,17 +139,17 @@ def differentiable(
 
     def call(*inputs: Any) -> Tensor:
         operands = inputs[:tensors]
-        if not is_plain(operands):
+        if is_compiling() or not _C.is_plain(*operands):
             return run(op, *inputs)
         if needs_graph(operands):
             return apply(*inputs)  # type: ignore[no-any-return]
         return run_directly(*inputs)
 
-    return call
+    return call, apply
 
 
-def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> Call:
-    """The differentiable call of an op that is linear in its first two arguments: a, b, size, geometry.
+def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> tuple[Call, Call]:
+    """The differentiable calls of an op that is linear in its first two arguments: a, b, size, geometry.
 
     `da(dc, b, size of a, geometry)` and `db(dc, a, size of b, geometry)` are its derivatives.
     """
@@ -155,7 +167,7 @@ def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> Call:
         need_a, need_b, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(a if need_b else None, b if need_a else None)
         ctx.rest = size, geometry, a.shape, b.shape
-        if forward_ad._current_level >= 0:
+        if is_forward_ad():
             ctx.save_for_forward(a, b)
 
     def backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
@@ -182,21 +194,25 @@ def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> Call:
     return differentiable(name, op, 2, run, direct, pack, save, backward, jvp)
 
 
-conv2d: Call = bilinear(
+conv2d: Call
+grad_input: Call
+grad_weight: Call
+
+conv2d, apply_conv2d = bilinear(
     "Conv2d",
     ops.conv2d.default,
     _C.conv2d,
     lambda dy, w, x_size, geometry: grad_input(dy, w, x_size, geometry),
     lambda dy, x, w_size, geometry: grad_weight(x, dy, w_size, geometry),
 )
-grad_input: Call = bilinear(
+grad_input, _ = bilinear(
     "Conv2dGradInput",
     ops.conv2d_grad_input.default,
     _C.conv2d_grad_input,
     lambda dx, w, y_size, geometry: conv2d(dx, w, None, geometry),
     lambda dx, y, w_size, geometry: grad_weight(dx, y, w_size, geometry),
 )
-grad_weight: Call = bilinear(
+grad_weight, _ = bilinear(
     "Conv2dGradWeight",
     ops.conv2d_grad_weight.default,
     _C.conv2d_grad_weight,
@@ -205,8 +221,8 @@ grad_weight: Call = bilinear(
 )
 
 
-def bias_act(op: Any, direct: Direct) -> Call:
-    """The differentiable call of y = activation(conv2d(x, w) + bias): x, w, bias, geometry, activation, slope."""
+def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
+    """The differentiable calls of y = activation(conv2d(x, w) + bias): x, w, bias, geometry, activation, slope."""
 
     def run(
         op: Call, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, slope: float
@@ -225,7 +241,7 @@ def bias_act(op: Any, direct: Direct) -> Call:
         kept = y if activation != "none" else None
         ctx.save_for_backward(x if need_w else None, w if need_x else None, kept)
         ctx.rest = geometry, activation, slope, x.shape, w.shape
-        if forward_ad._current_level >= 0:
+        if is_forward_ad():
             ctx.save_for_forward(x, w, kept)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -258,4 +274,7 @@ def bias_act(op: Any, direct: Direct) -> Call:
     return differentiable("Conv2dBiasAct", op, 3, run, direct, pack, save, backward, jvp)
 
 
-conv2d_bias_act = bias_act(ops.conv2d_bias_act.default, _C.conv2d_bias_act)
+conv2d_bias_act, apply_bias_act = bias_act(ops.conv2d_bias_act.default, _C.conv2d_bias_act)
+
+
+_C.set_hooks(Tensor, torch.nn.Parameter, LISTENERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 
-REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir torchconv"
+
+def source() -> str:
+    """What torchconv was installed from, as pip noted it, or else a word for it."""
+    try:
+        note = distribution("torchconv").read_text("direct_url.json")
+    except PackageNotFoundError:
+        note = None
+    url = json.loads(note)["url"] if note else "the folder of torchconv's source"
+    return shlex.quote(url.removeprefix("file://")) if note else f"<{url}>"
 
 
 def explain(error: ImportError, folder: Path | None = None) -> str:
@@ -28,4 +39,5 @@ def explain(error: ImportError, folder: Path | None = None) -> str:
         problem = f"its extension was built for another Python ({', '.join(others)}), and this is {python}"
     else:
         problem = f"its extension has not been built ({folder} has no _C{suffix}), and this is {python}"
-    return f"torchconv cannot be imported: {problem}. Build it again: {REBUILD}\nThe loader said: {error}"
+    mend = f"pip install --force-reinstall --no-deps {source()}"
+    return f"torchconv cannot be imported: {problem}. Build it again: {mend}\nThe loader said: {error}"

@@ -1,6 +1,7 @@
 """Shapes, dtypes and strides of the operators' results without their data: for torch.compile, export and meta tensors.
 
-The rule is that of csrc/shape.cpp; it stands here once more because sizes are numbers there, and may be symbols here.
+The rule is that of csrc/shape.cpp and csrc/operators.cpp; it stands here once more because sizes are numbers there, and
+may be symbols here. (64-bit overflow is left to them.)
 """
 
 from __future__ import annotations
@@ -14,33 +15,76 @@ from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 ops = torch.ops.torchconv
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def output_size(
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
+def require(condition: Any, message: str) -> None:
+    torch._check(condition, lambda: message)
+
+
+def check_operands(a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
+    require(a.dtype == b.dtype, f"{a_name} type ({a.dtype}) and {b_name} type ({b.dtype}) should be the same")
+    require(a.dtype in FLOATS, f"{a_name} type must be float64, float32, bfloat16 or float16, but got {a.dtype}")
+    require(a.device == b.device, f"{a_name} and {b_name} should be on one device, but got {a.device} and {b.device}")
+
+
+def check_bias(bias: Tensor, x: Tensor, channels: int) -> None:
+    check_operands("Input", x, "bias", bias)
+    require(
+        bias.ndim == 1 and bias.shape[0] == channels,
+        f"expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} instead",
+    )
+
+
+def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: Any, groups: Any) -> None:
+    for name, values, order in (
+        ("stride", stride, "vertical, horizontal"),
+        ("padding", padding, "top, bottom, left, right"),
+        ("dilation", dilation, "vertical, horizontal"),
+    ):
+        length = len(order.split(", "))
+        require(len(values) == length, f"{name} must have {length} values ({order}), but got {list(values)}")
+    for value in padding:
+        require(value >= 0, f"negative padding is not supported, but got padding={list(padding)}")
+    for value in stride:
+        require(value > 0, f"non-positive stride is not supported, but got stride={list(stride)}")
+    for value in dilation:
+        require(value > 0, f"dilation should be greater than zero, but got dilation={list(dilation)}")
+    require(groups > 0, f"non-positive groups is not supported, but got groups={groups}")
+    size = list(w_shape)
+    given = f"Given groups={groups}, expected weight to be"
+    require(size[0] >= groups, f"{given} at least {groups} at dimension 0, but got weight of size {size} instead")
+    require(
+        size[0] % groups == 0, f"{given} divisible by {groups} at dimension 0, but got weight of size {size} instead"
+    )
+    for value in size[2:]:
+        require(value > 0, f"kernel size should be greater than zero, but got weight of size {size}")
+
+
+def output_size(x_size: Sequence[Any], w_size: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
     """P, Q = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1; padding: top, bottom, left, right."""
-    padded = [input_size[i] + padding[2 * i] + padding[2 * i + 1] for i in (0, 1)]
-    window = [dilation[i] * (kernel_size[i] - 1) + 1 for i in (0, 1)]
+    padded = [x_size[i] + padding[2 * i] + padding[2 * i + 1] for i in (0, 1)]
+    window = [dilation[i] * (w_size[i] - 1) + 1 for i in (0, 1)]
     for i in (0, 1):
-        torch._check(
+        require(
             window[i] <= padded[i],
-            lambda: (
-                f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: "
-                f"({window[0]} x {window[1]}). Kernel size can't be greater than actual input size"
-            ),
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: "
+            f"({window[0]} x {window[1]}). Kernel size can't be greater than actual input size",
         )
     return [(padded[i] - window[i]) // stride[i] + 1 for i in (0, 1)]
 
 
-def result(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
-    """Empty, of the dtype and on the device of a; channels_last if either operand is, as in csrc/ops.cpp."""
-    torch._check(a.dtype == b.dtype, lambda: f"operand types ({a.dtype} and {b.dtype}) should be the same")
-    torch._check(a.device == b.device, lambda: f"operands should be on one device, but got {a.device} and {b.device}")
+def check_y(y: Tensor, size: Sequence[Any]) -> None:
+    for i in range(4):
+        require(
+            y.shape[i] == size[i],
+            f"expected the gradient of the output to be of size {list(size)}, as the other sizes imply, "
+            f"but got {list(y.shape)}",
+        )
+
+
+def result(a: Tensor, b: Tensor, size: Sequence[Any]) -> Tensor:
+    """Empty, of the dtype and on the device of a; channels_last if either operand is."""
     formats = {suggest_memory_format(a), suggest_memory_format(b)}
     layout = torch.channels_last if torch.channels_last in formats else torch.contiguous_format
     return torch.empty(size, dtype=a.dtype, device=a.device, memory_format=layout)
@@ -48,42 +92,72 @@ def result(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake(ops.conv2d.default)
 def conv2d(
-    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, implementation: str | None = None
+    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any, implementation: str | None = None
 ) -> Tensor:
+    check_operands("Input", x, "weight", w)
+    require(
+        x.ndim == w.ndim,
+        f"Expected {w.ndim}-dimensional input for {w.ndim}-dimensional weight {list(w.shape)}, but got "
+        f"{x.ndim}-dimensional input of size {list(x.shape)} instead",
+    )
+    require(x.ndim == 4, f"expected input to have 4 dimensions, but got size {list(x.shape)}")
+    check_geometry(w.shape, stride, padding, dilation, groups)
     channels = w.shape[1] * groups
-    torch._check(
+    require(
         x.shape[1] == channels,
-        lambda: (
-            f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have {channels} "
-            f"channels, but got {x.shape[1]} channels instead"
-        ),
+        f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have {channels} "
+        f"channels, but got {x.shape[1]} channels instead",
     )
     return result(x, w, [x.shape[0], w.shape[0], *output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)])
 
 
 @torch.library.register_fake(ops.conv2d_bias_act.default)
 def conv2d_bias_act(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any,
     activation: str = "none", slope: float = 0.01, implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
     y: Tensor = conv2d(x, w, stride, padding, dilation, groups)
+    if bias is not None:
+        check_bias(bias, x, w.shape[0])
     return y
 
 
 @torch.library.register_fake(ops.conv2d_grad_input.default)
 def conv2d_grad_input(
-    y: Tensor, w: Tensor, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: int,
+    y: Tensor, w: Tensor, input_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
+    check_operands("Output gradient", y, "weight", w)
+    for name, tensor in (("the gradient of the output", y), ("weight", w)):
+        require(tensor.ndim == 4, f"expected {name} to have 4 dimensions, but got size {list(tensor.shape)}")
+    require(len(input_size) == 2, f"input_size must have 2 values, but got {list(input_size)}")
+    for value in input_size:
+        require(value >= 0, f"input_size must not be negative, but got {list(input_size)}")
+    check_geometry(w.shape, stride, padding, dilation, groups)
+    size = output_size(input_size, w.shape[2:], stride, padding, dilation)
+    check_y(y, [y.shape[0], w.shape[0], *size])
     return result(y, w, [y.shape[0], w.shape[1] * groups, *input_size])
 
 
 @torch.library.register_fake(ops.conv2d_grad_weight.default)
 def conv2d_grad_weight(
-    x: Tensor, y: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int,
+    x: Tensor, y: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    return result(x, y, [y.shape[1], x.shape[1] // groups, *kernel_size])
+    check_operands("Input", x, "output gradient", y)
+    for name, tensor in (("input", x), ("the gradient of the output", y)):
+        require(tensor.ndim == 4, f"expected {name} to have 4 dimensions, but got size {list(tensor.shape)}")
+    require(len(kernel_size) == 2, f"kernel_size must have 2 values, but got {list(kernel_size)}")
+    require(groups > 0, f"non-positive groups is not supported, but got groups={groups}")
+    require(
+        x.shape[1] % groups == 0,
+        f"Given groups={groups}, expected input channels to be divisible by {groups}, but got input of size "
+        f"{list(x.shape)} instead",
+    )
+    w_shape = [y.shape[1], x.shape[1] // groups, *kernel_size]
+    check_geometry(w_shape, stride, padding, dilation, groups)
+    check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape[2:], kernel_size, stride, padding, dilation)])
+    return result(x, y, w_shape)
 
 
 # The same multiplications, whichever of the three is the result.

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import autograd
+from torchconv import _C, autograd
 from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.geometry import Padding, four_sided, pair
 from torchconv.implementations import choice
@@ -55,7 +56,19 @@ def conv2d(
         ValueError: on an unknown padding string or activation.
         RuntimeError: on sizes, dtypes or numbers that do not fit together, in the words of torch's own convolution.
     """
+    name = "none" if activation is None else check_activation(activation, negative_slope)
+    if not autograd.is_compiling():
+        eager = _C.eager_conv2d(
+            input, weight, bias, stride, padding, dilation, groups, name, negative_slope, choice.name
+        )  # fmt: skip
+        if eager is not None:
+            return eager
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        if has_torch_function((input, weight, bias)):  # torch.fx's proxies, and what else stands for a tensor
+            return handle_torch_function(
+                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
+                activation=activation, negative_slope=negative_slope,
+            )  # fmt: skip
         name, value = ("weight", weight) if isinstance(input, Tensor) else ("input", input)
         raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(value).__name__}")
     dim = input.dim()
@@ -72,7 +85,6 @@ def conv2d(
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides = four_sided(padding, input, weight, strides, dilations)
     geometry = (strides, sides, dilations, groups, choice.name)
-    name = "none" if activation is None else check_activation(activation, negative_slope)
     try:
         if input.is_complex() or weight.is_complex():
             return ACTIVATIONS[name].apply(complex_conv2d(input, weight, bias, geometry), negative_slope)
@@ -105,7 +117,8 @@ def complex_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, geometry: autograd
     def real(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         return autograd.conv2d_bias_act(a, b, bias, geometry, "none", 0.0)
 
-    return torch.complex(
-        real(x.real, w.real, None if bias is None else bias.real) - real(x.imag, w.imag),
-        real(x.real, w.imag, None if bias is None else bias.imag) + real(x.imag, w.real),
-    )
+    with torch.autocast(x.device.type, enabled=False):  # which leaves complex numbers alone
+        return torch.complex(
+            real(x.real, w.real, None if bias is None else bias.real) - real(x.imag, w.imag),
+            real(x.real, w.imag, None if bias is None else bias.imag) + real(x.imag, w.real),
+        )

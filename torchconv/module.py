@@ -17,7 +17,8 @@ class Conv2d(torch.nn.Conv2d):
     """Equals `torch.nn.Conv2d(...)`, followed by the activation if there is one.
 
     A subclass of torch.nn.Conv2d: the same parameters, initialisation, state_dict and attributes. Beyond it, padding
-    may be four-sided, padding="same" works with strides (by TensorFlow's rule), and an activation may be fused.
+    may be four-sided, padding="same" works with strides (by TensorFlow's rule), and an activation may be fused. A layer
+    with an activation is not linear any more: folding a batch normalisation into it, say, would be wrong.
 
     Args:
         in_channels, out_channels: C and K; input is [N, C, H, W] or [C, H, W], output [N, K, P, Q] or [K, P, Q].
@@ -36,8 +37,9 @@ class Conv2d(torch.nn.Conv2d):
         RuntimeError, TypeError: when called, as torchconv.functional.conv2d does.
     """
 
-    activation: str | None
-    negative_slope: float
+    # Here too for layers that became a torchconv.Conv2d by assignment to __class__.
+    activation: str | None = None
+    negative_slope: float = 0.01
 
     def __init__(
         self,

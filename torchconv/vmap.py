@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchconv.activations import ACTIVATIONS
+from torchconv.fake import check_bias
 
 ops = torch.ops.torchconv
 
@@ -37,6 +38,13 @@ def unfold(tensor: Tensor, dim: int, groups: int, batch: int) -> Tensor:
     return tensor.transpose(dim, dim + 1).movedim(dim, 0).reshape(batch, *size)
 
 
+def empty(function: Callable[..., Tensor], in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> Tensor:
+    """The result over no samples at all: as for one sample, which tells its size, without the sample."""
+    pairs = zip(tensors, in_dims, strict=True)
+    one = [t if t is None or d is None else t.new_zeros([*t.shape[:d], *t.shape[d:][1:]]) for t, d in pairs]
+    return function(*one).unsqueeze(0)[:0]
+
+
 def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tuple[Tensor, int]]:
     groups_index = [argument.name for argument in op._schema.arguments].index("groups") - 2
 
@@ -47,6 +55,8 @@ def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tu
 
     def rule(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *args: Any) -> tuple[Tensor, int]:
         batch, groups = info.batch_size, args[groups_index]
+        if batch == 0:
+            return empty(lambda a, b: op(a, b, *args), in_dims[:2], (a, b)), 0
         tensors = {a_slot: a, b_slot: b}
         mapped = {slot: dim for slot, dim in zip(tensors, in_dims, strict=False) if dim is not None}
         if len(mapped) == 1:
@@ -77,6 +87,9 @@ def bias_act_rule(
 ) -> tuple[Tensor, int]:  # fmt: skip
     x_dim, w_dim, bias_dim = in_dims[:3]
     geometry = (stride, padding, dilation, groups)
+    if info.batch_size == 0:
+        call = lambda x, w, bias: ops.conv2d_bias_act(x, w, bias, *geometry, activation, slope, implementation)  # noqa: E731
+        return empty(call, in_dims[:3], (x, w, bias)), 0
     if w_dim is None and bias_dim is None and x_dim is not None:
         x = fold(x.movedim(x_dim, 0), 0, 1)
         y = ops.conv2d_bias_act(x, w, bias, *geometry, activation, slope, implementation)
@@ -87,5 +100,6 @@ def bias_act_rule(
         z, _ = conv2d_rule(info, (x_dim, w_dim), x, w, *geometry, implementation)
     if bias is not None:
         bias = bias.unsqueeze(0) if bias_dim is None else bias.movedim(bias_dim, 0)
+        check_bias(bias[0], x, z.shape[2])
         z = z + bias[:, None, :, None, None]
     return ACTIVATIONS[activation].apply(z, slope), 0

@@ -63,6 +63,7 @@ void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epi
       Sum<T> sum[block] = {};
       for (int64_t s = 0; s < cols.kernel; ++s) {
         const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
+        if (q >= end) continue;
         for (int64_t r = 0; r < rows.kernel; ++r) {
           const int64_t h = rows.position(p, r);
           if (h < 0 || h >= rows.in) continue;
@@ -95,6 +96,7 @@ void grad_input(const Conv& conv, const T* y, const T* w, T* x) {
       Sum<T> sum[block] = {};
       for (int64_t s = 0; s < cols.kernel; ++s) {
         const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
+        if (q >= end) continue;
         for (int64_t r = 0; r < rows.kernel; ++r) {
           const int64_t p = rows.first(r, h);
           if (p == rows.out || rows.position(p, r) != h) continue;
