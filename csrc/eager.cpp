@@ -5,7 +5,6 @@
 
 #include "direct.h"
 
-#include <cstring>
 #include <vector>
 
 namespace torchconv {
@@ -83,13 +82,14 @@ py::object eager_conv2d(PyObject* const* a) {
            *implementation = a[9];
   if (!is_plain(a, 3)) return py::none();
   const py::object stride = pair(a[3]), padding = four_sides(a[4]), dilation = pair(a[5]);
-  if (!stride || !padding || !dilation || !PyLong_CheckExact(groups) || !can_read(x, w, bias)) return py::none();
+  if (!stride || !padding || !dilation || !PyLong_CheckExact(groups) || !PyUnicode_Check(activation)) return py::none();
+  if (!can_read(x, w, bias)) return py::none();
   const py::object geometry =
       steal(PyTuple_Pack(5, stride.ptr(), padding.ptr(), dilation.ptr(), groups, implementation));
 
   PyObject* bilinear[] = {x, w, Py_None, geometry.ptr()};
   PyObject* fused[] = {x, w, bias, geometry.ptr(), activation, slope};
-  const bool plain = bias == Py_None && std::strcmp(PyUnicode_AsUTF8(activation), "none") == 0;
+  const bool plain = bias == Py_None && PyUnicode_CompareWithASCIIString(activation, "none") == 0;
   if (needs_graph(a, 3))
     return steal(plain ? PyObject_Vectorcall(hooks.apply, bilinear, 4, nullptr)
                        : PyObject_Vectorcall(hooks.apply_bias_act, fused, 6, nullptr));

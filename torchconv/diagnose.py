@@ -32,9 +32,7 @@ def explain(error: ImportError, folder: Path | None = None) -> str:
     if built.exists():
         stamp = re.search(rb"torchconv was built with torch ([^\0]+)\.\0", built.read_bytes())
         with_torch = stamp.group(1).decode() if stamp else "(unknown)"
-        problem = (
-            f"its extension was built with torch {with_torch}, and does not load in {python} (it needs torch >= 2.11)"
-        )
+        problem = f"its extension was built with torch {with_torch}, and does not load in {python}"
     elif others := sorted(path.name for path in folder.glob("_C.*.so")):
         problem = f"its extension was built for another Python ({', '.join(others)}), and this is {python}"
     else:

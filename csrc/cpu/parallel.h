@@ -1,4 +1,4 @@
-// Loops over torch's own thread pool. The kernels see this file alone of all that is torch's.
+// Loops over torch's own thread pool. The kernels see no more of torch than this, and its 16-bit numbers.
 #pragma once
 
 #include <torch/csrc/stable/c/shim.h>
