@@ -39,6 +39,18 @@ def test_ambiguous_memory_formats_are_decided_as_torch_does(size, x_format):
     assert functional.conv2d(x, w).stride() == F.conv2d(x, w).stride()
 
 
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (3,), (0, 1), (2, 3), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("x_format", FORMATS)
+def test_memory_format_of_expanded_tensors_is_decided_as_torch_does(dims, x_format):
+    size = [1 if i in dims else n for i, n in enumerate((2, 4, 5, 5))]
+    x = torch.randn(size).to(memory_format=FORMATS[x_format]).expand(2, 4, 5, 5)
+    w = torch.randn(3, 4, 3, 3)
+    wanted = F.conv2d(x, w)
+    assert functional.conv2d(x, w).stride() == wanted.stride()
+    without_data = torch.empty_strided(x.shape, x.stride(), device="meta")
+    assert functional.conv2d(without_data, w.to("meta")).stride() == wanted.stride()
+
+
 def mixed_views(size):
     """The same integers, as tensors that are anything but contiguous."""
     base = integers(size).float()
