@@ -171,12 +171,9 @@ py::object gradient(PyObject* const* arguments) {
 
 }  // namespace
 
-bool can_read(PyObject* x, PyObject* w, PyObject* bias) {
+bool is_batch(PyObject* x) {
   Operands operands;
-  const bool batched = operands.add(x).dim == 4;
-  operands.add(w);
-  if (bias != Py_None) operands.add(bias);
-  return operands.ok && batched;
+  return operands.add(x).dim == 4 && operands.ok;
 }
 
 py::object direct_conv2d_bias_act(PyObject* const* a) {

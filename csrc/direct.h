@@ -32,8 +32,8 @@ PyMethodDef fast_method(const char* name) {
   return fast_method(name, &fast_call<count, function>);
 }
 
-// Whether these tensors (bias may be None) can be read in place, are of one dtype, and x is a batch.
-bool can_read(PyObject* x, PyObject* w, PyObject* bias);
+// Whether x has 4 dimensions and can be read in place.
+bool is_batch(PyObject* x);
 
 // (x, w, None, geometry) and (x, w, bias, geometry, activation, slope)
 pybind11::object direct_conv2d(PyObject* const* arguments);

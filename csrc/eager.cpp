@@ -83,7 +83,7 @@ py::object eager_conv2d(PyObject* const* a) {
   if (!is_plain(a, 3)) return py::none();
   const py::object stride = pair(a[3]), padding = four_sides(a[4]), dilation = pair(a[5]);
   if (!stride || !padding || !dilation || !PyLong_CheckExact(groups) || !PyUnicode_Check(activation)) return py::none();
-  if (!can_read(x, w, bias)) return py::none();
+  if (!is_batch(x)) return py::none();
   const py::object geometry =
       steal(PyTuple_Pack(5, stride.ptr(), padding.ptr(), dilation.ptr(), groups, implementation));
 

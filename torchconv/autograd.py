@@ -167,7 +167,7 @@ def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> tuple[Ca
         need_a, need_b, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(a if need_b else None, b if need_a else None)
         ctx.rest = size, geometry, a.shape, b.shape
-        if is_forward_ad():
+        if forward_ad._current_level >= 0:
             ctx.save_for_forward(a, b)
 
     def backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
@@ -241,7 +241,7 @@ def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
         kept = y if activation != "none" else None
         ctx.save_for_backward(x if need_w else None, w if need_x else None, kept)
         ctx.rest = geometry, activation, slope, x.shape, w.shape
-        if is_forward_ad():
+        if forward_ad._current_level >= 0:
             ctx.save_for_forward(x, w, kept)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
