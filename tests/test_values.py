@@ -83,10 +83,10 @@ def test_the_books_formula():
                 assert z[0, k, i, j].item() == pytest.approx(total, abs=1e-12)
 
 
-def test_complex(dtype):
-    if dtype not in (torch.float32, torch.float64):
-        pytest.skip("torch has no such complex dtype with arithmetic")
-    complex_dtype = {torch.float32: torch.complex64, torch.float64: torch.complex128}[dtype]
+@pytest.mark.parametrize(
+    ("dtype", "complex_dtype"), [(torch.float32, torch.complex64), (torch.float64, torch.complex128)], ids=str
+)
+def test_complex(dtype, complex_dtype):
     x, w, b = (torch.complex(normals(s), normals(s, 9)).to(complex_dtype) for s in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
     found = functional.conv2d(x, w, b, stride=2, padding=1, groups=2)
     wanted = torch.nn.functional.conv2d(x.cdouble(), w.cdouble(), b.cdouble(), stride=2, padding=1, groups=2)

@@ -109,9 +109,7 @@ def differentiable(
         return run_below(*inputs) if output is None else output
 
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = direct(*inputs)
-        if output is None:
-            output = run_below(*inputs)
+        output = run_directly(*inputs)
         save(ctx, inputs, output)
         return output
 
