@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow lint format overhead clean
+.PHONY: help demo test slow lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -39,6 +39,13 @@ format: $(BIN)/.installed  ## the same, mended
 
 overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
 	$(BIN)/python benchmarks/overhead.py
+
+bench: $(BIN)/.installed  ## every layer of the networks beside torch: benchmarks/results/, the README's table, a plot
+	$(BIN)/python benchmarks/bench.py --out benchmarks/results/bench --readme README.md --plot docs/images/benchmark.png
+
+models: $(BIN)/.installed  ## whole networks of torchvision beside torch: benchmarks/results/
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
+	$(BIN)/python benchmarks/bench_models.py --out benchmarks/results/models
 
 clean:  ## everything that was built
 	rm -rf $(VENV) build build-* demo *.egg-info torchconv/*.so

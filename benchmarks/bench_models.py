@@ -1,0 +1,211 @@
+"""Times whole networks of torchvision: a training step and inference, with torch's convolutions and with torchconv's.
+
+The same weights on both sides, and both sides in both memory formats: the four take turns, and the better format of
+each side counts. A training step is forward, loss, backward and SGD. On an idle machine:
+
+    python benchmarks/bench_models.py --model resnet50
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import measure
+import torch
+from measure import CONTESTANTS, LAYOUTS, Times
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import torchconv
+
+try:
+    import torchvision
+except RuntimeError:
+    # torchvision's compiled operators load only beside the very build of torch that they were made for, and without
+    # them its import stops at these two. The networks need none of them: declaring the two is enough.
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+
+MODELS = ["resnet50", "vgg16", "mobilenet_v2", "convnext_tiny", "efficientnet_b0"]
+
+#: Largest relative L2 difference from torch with which a time means anything: the kinks of ReLU enlarge rounding.
+AGREEMENT = {"output": 1e-4, "gradient": 1e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTimes(Times):
+    model: str
+    mode: str
+    batch: int
+    size: int
+    threads: int
+
+
+def with_torchconv(layer: Any) -> torchconv.Conv2d:
+    """The same torch.nn.Conv2d, with the same parameters, of torchconv."""
+    twin = torchconv.Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
+    )  # fmt: skip
+    twin.weight, twin.bias = layer.weight, layer.bias
+    return twin
+
+
+def replace_convolutions(module: nn.Module) -> nn.Module:
+    """Every torch.nn.Conv2d inside the module becomes a torchconv.Conv2d."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            setattr(module, name, with_torchconv(child))
+        else:
+            replace_convolutions(child)
+    return module
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A copy of the model, and the images, in one memory format."""
+
+    model: nn.Module
+    images: Tensor
+
+
+def contestants(model: nn.Module, images: Tensor) -> dict[str, Contestant]:
+    found = {}
+    for layout, memory_format in LAYOUTS.items():
+        for side, copy in ("torch", deepcopy(model)), ("ours", replace_convolutions(deepcopy(model))):
+            copy.to(memory_format=memory_format)
+            found[f"{side}_{layout}"] = Contestant(copy, images.contiguous(memory_format=memory_format))
+    return {name: found[name] for name in CONTESTANTS}
+
+
+def training(contestant: Contestant, labels: Tensor) -> Callable[[], None]:
+    model = contestant.model.train()
+    # So small a rate that the weights, and with them the work, stay as they are.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(contestant.images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(contestant: Contestant, labels: Tensor) -> Callable[[], None]:
+    model = contestant.model.eval()
+
+    def run() -> None:
+        with torch.no_grad():
+            model(contestant.images)
+
+    return run
+
+
+MODES = {"training": training, "inference": inference}
+
+
+def output_and_gradient(contestant: Contestant, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """In evaluation mode: without dropout. The gradient is that of all parameters, as one vector."""
+    model = contestant.model.eval()
+    output = model(contestant.images)
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(output, labels), list(model.parameters()))
+    return output.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def check_agreement(title: str, all_contestants: dict[str, Contestant], labels: Tensor) -> None:
+    wanted = output_and_gradient(all_contestants["torch_nchw"], labels)
+    for name, contestant in all_contestants.items():
+        found = output_and_gradient(contestant, labels)
+        for what, mine, peer in zip(AGREEMENT, found, wanted, strict=True):
+            difference = measure.relative_error(mine, peer)
+            if not difference <= AGREEMENT[what]:
+                raise SystemExit(f"{title}: the {what} of {name} is {difference:.1e} off torch's")
+
+
+def measure_model(title: str, modes: list[str], batch: int, size: int, rounds: int) -> Iterator[ModelTimes]:
+    """Check the results of all contestants, then time them, in each of the modes."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    all_contestants = contestants(torchvision.models.get_model(title), images)
+    check_agreement(title, all_contestants, labels)
+    for mode in modes:
+        calls = {name: MODES[mode](contestant, labels) for name, contestant in all_contestants.items()}
+        times = measure.take_turns(calls, rounds)
+        yield ModelTimes(
+            ms=times.ms,
+            faults=times.faults,
+            model=title,
+            mode=mode,
+            batch=batch,
+            size=size,
+            threads=torch.get_num_threads(),
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+HEADER = (
+    f"{'':27} | {'torch, ms':^17} | {'ours, ms':^17} | {'torch / ours':^20} | {'page faults, torch, ours':^31}\n"
+    f"{'model':15} {'mode':11} | {'NCHW':>8} {'NHWC':>8} | {'NCHW':>8} {'NHWC':>8} "
+    f"| {'best':>6} {'NCHW':>6} {'NHWC':>6} | {'NCHW':>7} {'NHWC':>7} {'NCHW':>7} {'NHWC':>7}"
+)
+
+
+def line(result: ModelTimes) -> str:
+    """A row of the table that HEADER is the head of."""
+    ms, ratios = result.ms, (result.ratio, *map(result.ratio_in, LAYOUTS))
+    return (
+        f"{result.model:15} {result.mode:11} | {ms['torch_nchw']:8.1f} {ms['torch_nhwc']:8.1f} "
+        f"| {ms['ours_nchw']:8.1f} {ms['ours_nhwc']:8.1f} | {' '.join(f'{ratio:6.2f}' for ratio in ratios)} "
+        f"| {' '.join(f'{faults:7.0f}' for faults in result.faults.values())}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", action="append", choices=MODELS, metavar="NAME", help=f"may be repeated: {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--mode", action="append", choices=list(MODES), metavar="NAME", help=f"may be repeated: {', '.join(MODES)}"
+    )
+    parser.add_argument("--batch", type=int, metavar="N", default=8, help="default %(default)s")
+    parser.add_argument("--size", type=int, metavar="PIXELS", default=224, help="of the images, default %(default)s")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", default=torch.get_num_threads(), help="default: %(default)s"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", default=15, help="default %(default)s")
+    parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json, or OUT/models.* if it is a folder")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    machine = measure.describe_machine() | {
+        "allocator": measure.pin_allocator(),
+        "torchvision": torchvision.__version__,
+    }
+    for name, value in machine.items():
+        print(f"{name:16} {value}")
+
+    print("\n" + HEADER)
+    results = []
+    titles = arguments.model or MODELS
+    for title in tqdm(titles, unit="model", disable=None):
+        modes = arguments.mode or list(MODES)
+        for result in measure_model(title, modes, arguments.batch, arguments.size, arguments.rounds):
+            results.append(result)
+            measure.say(line(result))
+    for mode in dict.fromkeys(result.mode for result in results):
+        mean = geometric_mean(result.ratio for result in results if result.mode == mode)
+        print(f"{mode}: torch / ours {mean:.2f}, geometric mean of {len(titles)}")
+    if arguments.out:
+        measure.write_results(measure.results_prefix(arguments.out, "models"), machine, results)
+
+
+if __name__ == "__main__":
+    main()

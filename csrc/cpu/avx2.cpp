@@ -1,0 +1,42 @@
+// The kernels for AVX2: simd/ once more, in this instruction set's namespace and target region.
+#include "simd.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace torchconv::cpu::avx2 {
+#include "simd/vector.h"
+
+#include "simd/avx2.h"
+
+#include "simd/all.h"
+}  // namespace torchconv::cpu::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace torchconv::cpu {
+
+std::vector<Implementation> avx2_rows() {
+#if defined(__x86_64__)
+  return avx2::rows("avx2", [] {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  });
+#else
+  return {};
+#endif
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,43 @@
+// The kernels for AVX-512: simd/ once more, in this instruction set's namespace and target region.
+#include "simd.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+namespace torchconv::cpu::avx512 {
+#include "simd/vector.h"
+
+#include "simd/avx512.h"
+
+#include "simd/all.h"
+}  // namespace torchconv::cpu::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace torchconv::cpu {
+
+std::vector<Implementation> avx512_rows() {
+#if defined(__x86_64__)
+  return avx512::rows("avx512", [] {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+  });
+#else
+  return {};
+#endif
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,16 @@
+// The kernels, in the order in which they build on one another.
+#include "tile.h"
+
+#include "mma.h"
+
+#include "patch.h"
+
+#include "weights.h"
+
+#include "gemm.h"
+
+#include "gemm_weight.h"
+
+#include "winograd.h"
+
+#include "rows.h"

@@ -1,0 +1,208 @@
+// gemm: the convolution as an implicit matrix product, for any geometry. See docs/kernels.md.
+//
+// Lanes are output channels. The weights are packed once per call into panels of NR output channels; a unit of work
+// copies the patch of the input that its block of output pixels reads, and multiplies: each register tile is up to
+// 14 pixels x 32 channels, and the taps of a kernel row are one contiguous run of the patch.
+
+namespace gemm {
+
+// How a correlation is cut. Nothing here changes a sum but `channels`, which depends on neither batch nor threads.
+struct Plan {
+  static constexpr int64_t panel_bytes = 320 << 10;    // of weights that are multiplied with one patch: half of L2
+  static constexpr int64_t patch_bytes = 256 << 10;    // a quarter
+  static constexpr int64_t weights_bytes = 8 << 20;    // packed at a time
+  static constexpr int64_t most_channels = 512;
+
+  int64_t lanes_per_panel;                // NR
+  int64_t channels, channel_blocks;       // of the reduction, at a time
+  int64_t panels;                         // in a group
+  int64_t panels_per_unit;
+  int64_t images, rows, cols;             // of a block of pixels
+  bool in_place;                          // x is its own patch
+  bool direct;                            // tiles are stored where they belong; else by way of a buffer
+  bool possible;
+};
+
+template <class S>
+Plan plan(const Correlation& conv) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>, size = sizeof(T);
+  Plan plan{};
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
+  const int64_t P = conv.rows.out, Q = conv.cols.out;
+  plan.lanes_per_panel = K <= L ? L : 2 * L;
+  plan.panels = (K - 1) / plan.lanes_per_panel + 1;
+
+  // Channels at a time: as many as keep a panel small.
+  const double most = std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / plan.lanes_per_panel / std::max<double>(1, double(conv.rows.kernel) * conv.cols.kernel));
+  plan.channel_blocks = std::max<int64_t>(1, std::ceil(C / std::max(1.0, most)));
+  plan.channels = std::max<int64_t>(1, (C - 1) / plan.channel_blocks + 1);
+  plan.channel_blocks = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
+  const double panel = double(taps) * plan.channels * plan.lanes_per_panel * size;
+
+  // Pixels at a time: a multiple of the register tile, unless the patch grows too large.
+  const int64_t pixels = 16 * most_rows<2>;
+  const auto bytes = [&](int64_t rows, int64_t cols) {
+    const Patch patch(conv, {0, 1, 0, rows, 0, cols}, plan.channels);
+    return double(patch.rows.size) * patch.cols.size * plan.channels * size;
+  };
+  plan.images = plan.rows = 1, plan.cols = Q;
+  if (bytes(1, Q) > Plan::patch_bytes || Q > 2 * pixels) {
+    plan.cols = std::min(Q, pixels);
+    while (plan.cols > 1 && bytes(1, plan.cols) > Plan::patch_bytes) plan.cols = (plan.cols + 1) / 2;
+  } else {
+    plan.rows = std::clamp<int64_t>(pixels / Q, 1, P);
+    while (plan.rows > 1 && bytes(plan.rows, Q) > Plan::patch_bytes) --plan.rows;
+    plan.rows = (P - 1) / ((P - 1) / plan.rows + 1) + 1;
+    if (plan.rows == P) {
+      plan.images = std::clamp<int64_t>(pixels / (P * Q), 1, conv.N);
+      while (plan.images > 1 && plan.images * bytes(P, Q) > Plan::patch_bytes) --plan.images;
+    }
+  }
+  plan.possible = plan.images * bytes(plan.rows, plan.cols) <= 4.0 * Plan::patch_bytes && panel <= 4.0 * Plan::panel_bytes;
+
+  plan.panels_per_unit = std::clamp<int64_t>(int64_t(Plan::panel_bytes / std::max(1.0, panel * plan.channel_blocks)), 1, plan.panels);
+  const int64_t spread = 1024;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
+  plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
+                  conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
+                  conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
+  plan.direct = std::is_same_v<S, T> && conv.y.c == 1;
+  return plan;
+}
+
+template <class S>
+void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const Plan plan = gemm::plan<S>(conv);
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
+  const int64_t NR = plan.lanes_per_panel, panel_size = NR * taps * C;
+  const int64_t P = conv.rows.out, Q = conv.cols.out;
+  if (conv.N == 0 || K == 0 || P == 0 || Q == 0) return;
+  Scratch scratch;
+
+  // bias[group][panel][lane]
+  T* bias = nullptr;
+  if (epilogue.bias) {
+    bias = scratch.take<T>(conv.groups * plan.panels * NR);
+    for (int64_t k = 0; k < conv.K; ++k)
+      bias[k / K * plan.panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
+  }
+
+  const int64_t image_blocks = (conv.N - 1) / plan.images + 1, row_blocks = (P - 1) / plan.rows + 1, col_blocks = (Q - 1) / plan.cols + 1;
+  const int64_t blocks = image_blocks * row_blocks * col_blocks;
+
+  // Rounds over panels of all groups, so that the packed weights stay bounded.
+  const int64_t all_panels = conv.groups * plan.panels;
+  const int64_t per_round = std::clamp<int64_t>(Plan::weights_bytes / int64_t(sizeof(T)) / std::max<int64_t>(1, panel_size), 1, all_panels);
+  T* packed = scratch.take<T>(per_round * panel_size);
+  for (int64_t first = 0; first < all_panels; first += per_round) {
+    const int64_t round = std::min(per_round, all_panels - first);
+    parallel_for(round * plan.channel_blocks, double(panel_size) / plan.channel_blocks, [&](int64_t unit) {
+      const int64_t panel = first + unit / plan.channel_blocks, block = unit % plan.channel_blocks;
+      const int64_t c = block * plan.channels;
+      pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, std::min(plan.channels, C - c),
+                   packed + (panel - first) * panel_size + c * taps * NR);
+    });
+
+    // Units: blocks of pixels x sets of panels; a set does not cross groups.
+    int64_t per_unit = plan.panels_per_unit;
+    while (per_unit > 1 && blocks * (round / per_unit) < 8 * thread_count()) per_unit = (per_unit + 1) / 2;
+    const int64_t sets_per_group = (plan.panels - 1) / per_unit + 1;
+    const int64_t first_group = first / plan.panels, last_group = (first + round - 1) / plan.panels;
+    const int64_t sets = (last_group - first_group + 1) * sets_per_group;
+    const double work = double(std::min(plan.images, conv.N)) * plan.rows * plan.cols * taps * C * per_unit * NR;
+    parallel_for(blocks * sets, work, [&](int64_t unit) {
+      const int64_t set = unit % sets, group = first_group + set / sets_per_group;
+      const int64_t panel = std::max(first, group * plan.panels + set % sets_per_group * per_unit);
+      const int64_t panel_end = std::min({first + round, (group + 1) * plan.panels, group * plan.panels + (set % sets_per_group + 1) * per_unit});
+      if (panel >= panel_end) return;
+      int64_t rest = unit / sets;
+      const int64_t q = rest % col_blocks * plan.cols, p = rest / col_blocks % row_blocks * plan.rows, n = rest / col_blocks / row_blocks * plan.images;
+      const Block block{n, std::min(n + plan.images, conv.N), p, std::min(p + plan.rows, P), q, std::min(q + plan.cols, Q)};
+
+      const FlushSubnormals flush;
+      Scratch scratch;
+      // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
+      const int64_t pitch = plan.channels + (conv.cols.kernel == 1 && plan.channels * sizeof(T) % 2048 == 0 ? L : 0);
+      const Patch patch(conv, block, pitch);
+      const bool in_place = plan.in_place, direct = plan.direct;
+      T* copy = in_place ? nullptr : scratch.take<T>((block.n_end - block.n) * patch.image_pitch());
+      const int64_t pixels = block.pixels(), width = (panel_end - panel) * NR;
+      T* buffer = direct ? nullptr : scratch.take<T>(pixels * width);
+
+      // The runs of a patch that belong to one output: rows of taps where these are neighbours, else single taps.
+      const bool whole_rows = conv.cols.kernel == 1 || (conv.cols.dilation == 1 && pitch == plan.channels);
+      const int64_t runs = whole_rows ? conv.rows.kernel : taps;
+      int64_t* offset = scratch.take<int64_t>(runs);
+      for (int64_t cb = 0; cb < plan.channel_blocks; ++cb) {
+        const int64_t c = cb * plan.channels, channels = std::min(plan.channels, C - c);
+        Patch cut = patch;
+        cut.pitch = pitch - plan.channels + channels;
+        const T* source;
+        int64_t step_w, step_h, step_n, tap_h, tap_w;
+        if (in_place) {
+          source = reinterpret_cast<const T*>(x) + block.n * conv.x.n + (group * C + c) * conv.x.c + conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
+          step_n = conv.x.n, step_h = conv.rows.stride * conv.x.h, step_w = conv.cols.stride * conv.x.w;
+          tap_h = tap_w = 0;
+        } else {
+          read_patch(conv, block, cut, group * C + c, channels, x, copy);
+          source = copy;
+          step_n = cut.image_pitch(), step_h = cut.rows.step * cut.row_pitch(), step_w = cut.cols.step * cut.pitch;
+          tap_h = conv.rows.dilation * cut.row_pitch(), tap_w = conv.cols.dilation * cut.pitch;
+        }
+        for (int64_t i = 0; i < runs; ++i)
+          offset[i] = whole_rows ? i * tap_h : i / conv.cols.kernel * tap_h + i % conv.cols.kernel * tap_w;
+
+        Product<T> product{};
+        product.offset = offset, product.runs = runs;
+        product.length = whole_rows ? conv.cols.kernel * channels : channels;
+        product.add = cb > 0;
+        Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+        const bool last = cb == plan.channel_blocks - 1;
+        product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
+
+        const int most = NR == L ? most_rows<1> : most_rows<2>;
+        const int64_t tiles = (pixels - 1) / most + 1;
+        int64_t pixel = 0, pn = block.n, pp = block.p, pq = block.q;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const T* a[most_rows<1>];
+          T* out[most_rows<1>];
+          const int64_t end = pixels * (tile + 1) / tiles;
+          const int MR = end - pixel;
+          for (int m = 0; m < MR; ++m, ++pixel) {
+            a[m] = source + (pn - block.n) * step_n + (pp - block.p) * step_h + (pq - block.q) * step_w;
+            out[m] = direct ? reinterpret_cast<T*>(y) + pn * conv.y.n + pp * conv.y.h + pq * conv.y.w + group * K + (panel - group * plan.panels) * NR
+                            : buffer + pixel * width;
+            if (++pq == block.q_end) {
+              pq = block.q;
+              if (++pp == block.p_end) pp = block.p, ++pn;
+            }
+          }
+          product.a = a, product.c = out;
+          for (int64_t i = panel; i < panel_end; ++i) {
+            product.b = packed + (i - first) * panel_size + cb * plan.channels * taps * NR;
+            product.lane = (i - panel) * NR;
+            product.count = direct ? K - (i - group * plan.panels) * NR : NR;
+            if (NR == L) {
+              multiply_rows<T, 1>[MR - 1](product);
+            } else {
+              multiply_rows<T, 2>[MR - 1](product);
+            }
+          }
+        }
+      }
+      if (direct) return;
+      const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+      const int64_t k = (panel - group * plan.panels) * NR, count = std::min(width, K - k);
+      const T* from = buffer;
+      const bool whole = conv.y.h == Q * conv.y.w && block.q_end - block.q == Q;  // rows of y follow one another
+      const int64_t run = whole ? (block.p_end - block.p) * Q : block.q_end - block.q;
+      for (int64_t i = block.n; i < block.n_end; ++i)
+        for (int64_t j = block.p; j < block.p_end; j += whole ? P : 1, from += run * width)
+          write_tile(from, width, run, count, y + i * conv.y.n + (group * K + k) * conv.y.c + j * conv.y.h + block.q * conv.y.w, conv.y.w, conv.y.c, finish, 0);
+    });
+  }
+}
+
+}  // namespace gemm

@@ -1,0 +1,117 @@
+// The two register-tiled products behind everything dense. Both keep a tile of MR rows x NV vectors of sums in
+// registers, and for each step of the reduction multiply MR broadcast numbers of A with NV vectors of B.
+
+// As many rows as registers allow, next to the NV vectors of B, a broadcast number and one to spare.
+template <int NV>
+constexpr int most_rows = (registers - NV - 2) / NV;
+
+template <class T>
+struct Product {
+  // A: row m, step k of run i is a[m][offset[i] + k]. B: consecutive steps of NV vectors.
+  const T* const* a;
+  const int64_t* offset;
+  int64_t runs, length;
+  const T* b;
+  // C: row m is c[m] + lane, of which the first `count` lanes are stored.
+  T* const* c;
+  int64_t lane, count;
+  bool add;  // to what C holds
+  const Finish<T>* finish;
+};
+
+template <class T, int MR, int NV>
+void multiply(const Product<T>& product) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  V sum[MR][NV] = {};
+  const T* b = product.b;
+  const T* const* rows = product.a;
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
+    V vectors[NV];
+    unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
+    __builtin_prefetch(b + 1024 / sizeof(T));
+    if constexpr (NV > 1) __builtin_prefetch(b + 1024 / sizeof(T) + L);
+    b += NV * L;
+    unroll<MR>([&](auto m) __attribute__((always_inline)) {
+      const V number = broadcast(rows[m][k]);
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[v], sum[m][v]); });
+    });
+  };
+  for (int64_t i = 0; i < product.runs; ++i) {
+    const int64_t begin = product.offset[i], end = begin + product.length;
+    int64_t k = begin;
+    for (; k + 4 <= end; k += 4) unroll<4>([&](auto u) __attribute__((always_inline)) { step(k + u); });
+    for (; k < end; ++k) step(k);
+  }
+  unroll<MR>([&](auto m) __attribute__((always_inline)) {
+    unroll<NV>([&](auto v) __attribute__((always_inline)) {
+      T* c = product.c[m] + product.lane + v * L;
+      const int64_t count = product.count - v * L;
+      if (count >= L) {
+        V value = product.add ? load(c) + sum[m][v] : sum[m][v];
+        store(c, product.finish ? (*product.finish)(value, product.lane + v * L) : value);
+      } else if (count > 0) {
+        V value = product.add ? load(c, count) + sum[m][v] : sum[m][v];
+        store(c, product.finish ? (*product.finish)(value, product.lane + v * L) : value, count);
+      }
+    });
+  });
+}
+
+// The same with both operands read along their lanes, step by step: C[m, n] is the sum, over segments and their steps k,
+// of a[a_offset[segment] + k * a_step + m] * b[b_offset[segment] + k * b_step + n].
+template <class T>
+struct OuterProduct {
+  const T *a, *b;
+  const int64_t *a_offset, *b_offset;
+  int64_t segments, length, a_step, b_step;
+  T* c;
+  int64_t pitch;
+  bool add;
+};
+
+template <class T, int MR, int NV>
+void multiply_outer(const OuterProduct<T>& product) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  V sum[MR][NV] = {};
+  const int64_t a_step = product.a_step, b_step = product.b_step;
+  for (int64_t i = 0; i < product.segments; ++i) {
+    const T *a = product.a + product.a_offset[i], *b = product.b + product.b_offset[i];
+    const auto step = [&]() __attribute__((always_inline)) {
+      V vectors[NV];
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
+      unroll<MR>([&](auto m) __attribute__((always_inline)) {
+        const V number = broadcast(a[m]);
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[v], sum[m][v]); });
+      });
+      a += a_step, b += b_step;
+    };
+    int64_t k = 0;
+    for (; k + 2 <= product.length; k += 2) step(), step();
+    if (k < product.length) step();
+  }
+  unroll<MR>([&](auto m) __attribute__((always_inline)) {
+    unroll<NV>([&](auto v) __attribute__((always_inline)) {
+      T* c = product.c + m * product.pitch + v * L;
+      store(c, product.add ? load(c) + sum[m][v] : sum[m][v]);
+    });
+  });
+}
+
+// multiply and multiply_outer for tile sizes that are known at run time: table[m - 1] is the one of m rows.
+template <class T, int NV, int... m>
+constexpr auto multiply_table(std::integer_sequence<int, m...>) {
+  return std::array<void (*)(const Product<T>&), sizeof...(m)>{multiply<T, m + 1, NV>...};
+}
+
+template <class T, int NV, int... m>
+constexpr auto multiply_outer_table(std::integer_sequence<int, m...>) {
+  return std::array<void (*)(const OuterProduct<T>&), sizeof...(m)>{multiply_outer<T, m + 1, NV>...};
+}
+
+template <class T, int NV>
+constexpr auto multiply_rows = multiply_table<T, NV>(std::make_integer_sequence<int, most_rows<NV>>());
+
+template <class T, int NV>
+constexpr auto multiply_outer_rows = multiply_outer_table<T, NV>(std::make_integer_sequence<int, most_rows<NV>>());

@@ -1,0 +1,63 @@
+// A patch: the part of x that a block of outputs reads, copied to float or double with its channels innermost, zeros
+// where the padding is. Layouts, dtypes, padding and strides of tensors end here: the kernels see patches.
+
+// Outputs of images [n, n_end), rows [p, p_end) and columns [q, q_end).
+struct Block {
+  int64_t n, n_end, p, p_end, q, q_end;
+
+  int64_t pixels() const { return (n_end - n) * (p_end - p) * (q_end - q); }
+};
+
+// One axis of a patch. Under a kernel of one tap, the elements that no output reads are left out.
+struct PatchAxis {
+  int64_t first;        // input position of element 0
+  int64_t source_step;  // from one element to the next, in the input
+  int64_t step;         // from one output to the next, in the patch
+  int64_t size;
+
+  PatchAxis(const Axis& axis, int64_t begin, int64_t end)
+      : first(axis.position(begin, 0)),
+        source_step(axis.kernel == 1 ? axis.stride : 1),
+        step(axis.kernel == 1 ? 1 : axis.stride),
+        size((end - begin - 1) * step + (axis.kernel > 1 ? (axis.kernel - 1) * axis.dilation : 0) + 1) {}
+
+  // The elements [begin(axis), end(axis)) lie in the input.
+  int64_t begin(const Axis& axis) const {
+    return std::clamp<int64_t>(first >= 0 ? 0 : (-first - 1) / source_step + 1, 0, size);
+  }
+  int64_t end(const Axis& axis) const {
+    return first >= axis.in ? 0 : std::clamp<int64_t>((axis.in - 1 - first) / source_step + 1, 0, size);
+  }
+};
+
+struct Patch {
+  PatchAxis rows, cols;
+  int64_t pitch;  // from one pixel to the next: the number of channels, or a little more
+
+  Patch(const Conv& conv, const Block& block, int64_t pitch)
+      : rows(conv.rows, block.p, block.p_end), cols(conv.cols, block.q, block.q_end), pitch(pitch) {}
+
+  int64_t row_pitch() const { return cols.size * pitch; }
+  int64_t image_pitch() const { return rows.size * row_pitch(); }
+};
+
+// Fills patches of channels [c, c + count), one per image of the block.
+template <class S>
+void read_patch(const Correlation& conv, const Block& block, const Patch& patch, int64_t c, int64_t count, const S* x,
+                Sum<S>* to) {
+  const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
+  const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
+  const auto zero = [&](Sum<S>* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, Sum<S>(0)); };
+  for (int64_t n = block.n; n < block.n_end; ++n)
+    for (int64_t i = 0; i < patch.rows.size; ++i, to += patch.row_pitch()) {
+      if (i < top || i >= bottom) {
+        zero(to, patch.cols.size);
+        continue;
+      }
+      const int64_t h = patch.rows.first + i * patch.rows.source_step, w = patch.cols.first + left * patch.cols.source_step;
+      const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
+      zero(to, left);
+      read_tile(from, conv.x.w * patch.cols.source_step, conv.x.c, right - left, count, to + left * patch.pitch, patch.pitch);
+      zero(to + right * patch.pitch, patch.cols.size - right);
+    }
+}

@@ -1,0 +1,54 @@
+// Any machine: vectors of 16 bytes in the compiler's own vector types, which it maps to what there is.
+
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(16)));
+  static constexpr int lanes = 4;
+};
+
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(16)));
+  static constexpr int lanes = 2;
+};
+
+constexpr int registers = 16;
+
+using V4 = Simd<float>::V;
+using V2 = Simd<double>::V;
+
+INLINE V4 broadcast(float s) { return V4{s, s, s, s}; }
+INLINE V2 broadcast(double s) { return V2{s, s}; }
+
+INLINE V4 fma(V4 a, V4 b, V4 c) { return a * b + c; }
+INLINE V2 fma(V2 a, V2 b, V2 c) { return a * b + c; }
+
+// The second operand where either is NaN.
+INLINE V4 max(V4 a, V4 b) { return a > b ? a : b; }
+INLINE V2 max(V2 a, V2 b) { return a > b ? a : b; }
+INLINE V4 min(V4 a, V4 b) { return a < b ? a : b; }
+INLINE V2 min(V2 a, V2 b) { return a < b ? a : b; }
+
+// The first n lanes; zero in the others.
+template <class S>
+INLINE Vector<S> load(const S* p, int n) {
+  Vector<S> v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+// The first n lanes only.
+template <class S>
+INLINE void store(S* p, Vector<S> v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = S(v[i]);
+}
+
+template <class S>
+INLINE Vector<S> load(const S* p) {
+  return load(p, lanes<S>);
+}
+
+template <class S>
+INLINE void store(S* p, Vector<S> v) {
+  store(p, v, lanes<S>);
+}

@@ -1,0 +1,134 @@
+// Small matrices between memory of any strides and dtype and the kernels' own: rows of consecutive lanes in float or
+// double. Where the lanes of the source are neighbours, rows are copied; where its rows are, blocks of registers are
+// transposed.
+
+// lane j of the result: lane j of a, where j & block is 0, else lane j - block of b; or the same, one block further.
+template <int block, bool further, class V, size_t... j>
+INLINE V interleave(V a, V b, std::index_sequence<j...>) {
+  constexpr int n = sizeof...(j);
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...);
+#else
+  using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(
+      a, b, Mask{Index(further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...});
+#endif
+}
+
+template <int block, int n, class V>
+INLINE void transpose_blocks(V (&rows)[n]) {
+  if constexpr (block > 0) {
+    unroll<n>([&](auto i) __attribute__((always_inline)) {
+      if constexpr ((i & block) == 0) {
+        const V a = rows[i], b = rows[i + block];
+        rows[i] = interleave<block, false>(a, b, std::make_index_sequence<n>());
+        rows[i + block] = interleave<block, true>(a, b, std::make_index_sequence<n>());
+      }
+    });
+    transpose_blocks<block / 2>(rows);
+  }
+}
+
+// rows[i][j] becomes rows[j][i].
+template <int n, class V>
+INLINE void transpose(V (&rows)[n]) {
+  transpose_blocks<n / 2>(rows);
+}
+
+// to[i * pitch + j] = from[i * row + j * lane] for i < rows, j < count.
+template <class S>
+void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Sum<S>* to, int64_t pitch) {
+  constexpr int L = lanes<S>;
+  if (lane == 1) {
+    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
+      int64_t j = 0;
+      for (; j + L <= count; j += L) store(to + j, load(from + j));
+      if (j < count) store(to + j, load(from + j, count - j), count - j);
+    }
+  } else if (row == 1) {
+    for (int64_t j = 0; j < count; j += L)
+      for (int64_t i = 0; i < rows; i += L) {
+        const S* block = from + i + j * lane;
+        Vector<S> v[L];
+        if (j + L <= count && i + L <= rows) {
+          unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = load(block + l * lane); });
+          transpose(v);
+          unroll<L>([&](auto l) __attribute__((always_inline)) { store(to + (i + l) * pitch + j, v[l]); });
+        } else {
+          const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
+          for (int l = 0; l < L; ++l) v[l] = l < width ? load(block + l * lane, height) : Vector<S>{};
+          transpose(v);
+          for (int l = 0; l < height; ++l) store(to + (i + l) * pitch + j, v[l], width);
+        }
+      }
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < count; ++j) to[i * pitch + j] = Sum<S>(from[i * row + j * lane]);
+  }
+}
+
+// What happens to a sum on its way out: activation(sum + bias).
+template <class T>
+struct Finish {
+  const T* bias = nullptr;  // one for each lane, with a whole vector readable at the last; or null
+  Activation activation = Activation::none;
+  T slope = 0;
+
+  bool does_nothing() const { return !bias && activation == Activation::none; }
+
+  INLINE typename Simd<T>::V operator()(typename Simd<T>::V v, int64_t lane) const {
+    using V = typename Simd<T>::V;
+    if (bias) v = v + load(bias + lane);
+    switch (activation) {
+      case Activation::none: return v;
+      case Activation::relu: return max(V{}, v);
+      case Activation::relu6: return min(broadcast(T(6)), max(V{}, v));
+      case Activation::leaky_relu: return max(V{}, v) + min(V{}, v) * broadcast(slope);
+      default: return one_by_one(v);
+    }
+  }
+
+  __attribute__((noinline)) typename Simd<T>::V one_by_one(typename Simd<T>::V v) const {
+    for (int i = 0; i < Simd<T>::lanes; ++i) v[i] = activate(activation, v[i], slope);
+    return v;
+  }
+};
+
+// to[i * row + j * lane] = finish(from[i * pitch + j]) for i < rows, j < count. Reads whole vectors of `from`.
+template <class S>
+void write_tile(const Sum<S>* from, int64_t pitch, int64_t rows, int64_t count, S* to, int64_t row, int64_t lane,
+                const Finish<Sum<S>>& finish, int64_t first_lane) {
+  constexpr int L = lanes<S>;
+  if (lane == 1) {
+    for (int64_t i = 0; i < rows; ++i, from += pitch, to += row) {
+      int64_t j = 0;
+      for (; j + L <= count; j += L) store(to + j, finish(load(from + j), first_lane + j));
+      if (j < count) store(to + j, finish(load(from + j), first_lane + j), count - j);
+    }
+  } else if (row == 1) {
+    for (int64_t j = 0; j < count; j += L)
+      for (int64_t i = 0; i < rows; i += L) {
+        const Sum<S>* block = from + i * pitch + j;
+        S* target = to + i + j * lane;
+        Vector<S> v[L];
+        if (j + L <= count && i + L <= rows) {
+          unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = finish(load(block + l * pitch), first_lane + j); });
+          transpose(v);
+          unroll<L>([&](auto l) __attribute__((always_inline)) { store(target + l * lane, v[l]); });
+        } else {
+          const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
+          for (int l = 0; l < L; ++l)
+            v[l] = l < height ? finish(load(block + l * pitch), first_lane + j) : Vector<S>{};
+          transpose(v);
+          for (int l = 0; l < width; ++l) store(target + l * lane, v[l], height);
+        }
+      }
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < count; j += L) {
+        const Vector<S> v = finish(load(from + i * pitch + j), first_lane + j);
+        for (int l = 0; l < std::min<int64_t>(L, count - j); ++l) to[i * row + (j + l) * lane] = S(v[l]);
+      }
+  }
+}

@@ -1,0 +1,31 @@
+// What every instruction set offers: Simd<T>::V, a register of T, and functions on it (avx512.h, avx2.h, portable.h).
+// The files of this directory are included once per instruction set, inside its namespace and its target region.
+
+#define INLINE inline __attribute__((always_inline))
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+template <class T>
+struct Simd;
+
+// Sums are kept in double for float64, and in float for everything else.
+template <class S>
+using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+template <class S>
+using Vector = typename Simd<Sum<S>>::V;
+
+template <class S>
+constexpr int lanes = Simd<Sum<S>>::lanes;
+
+// body(0), body(1), ... body(n - 1), with the numbers as constants.
+template <class Body, int... i>
+INLINE void unroll(const Body& body, std::integer_sequence<int, i...>) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+
+template <int n, class Body>
+INLINE void unroll(const Body& body) {
+  unroll(body, std::make_integer_sequence<int, n>());
+}
