@@ -1,5 +1,6 @@
 #include "implementation.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace torchconv {
@@ -15,22 +16,61 @@ const char* op_name(Op op) {
   return "";
 }
 
-[[noreturn]] void refuse(const std::string& name, const std::string& why) {
+std::vector<std::string> split(const std::string& names) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= names.size();) {
+    const size_t end = std::min(names.find(',', begin), names.size());
+    parts.push_back(names.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+[[noreturn]] void refuse(const std::string& names, const std::string& why) {
   std::string known;
   for (const Implementation& row : implementations()) known += std::string(known.empty() ? "" : ", ") + row.name;
-  throw std::runtime_error("implementation \"" + name + "\" " + why + "; known implementations: " + known);
+  throw std::runtime_error("implementation \"" + names + "\" " + why + "; known implementations: " + known);
+}
+
+const Implementation& choose_among(const Conv& conv, Op op, const std::string& names) {
+  std::vector<std::string> wanted, left_out;
+  for (const std::string& part : split(names)) {
+    if (part.rfind('!', 0) == 0) {
+      left_out.push_back(part.substr(1));
+    } else {
+      wanted.push_back(part);
+    }
+  }
+  const auto is_left_out = [&](const Implementation& row) {
+    for (const std::string& part : left_out)
+      if (std::string(row.name).find(part) != std::string::npos) return true;
+    return false;
+  };
+  bool available = wanted.empty();
+  for (const std::string& name : wanted) {
+    bool exists = false;
+    for (const Implementation& row : implementations()) {
+      if (name != row.name) continue;
+      exists = true;
+      available |= row.available();
+      if (!is_left_out(row) && row.can_do(conv, op)) return row;
+    }
+    if (!exists) refuse(name, "does not exist");
+  }
+  if (wanted.empty())
+    for (const Implementation& row : implementations())
+      if (!is_left_out(row) && row.can_do(conv, op) && row.suits(conv, op)) return row;
+  if (!available) refuse(names, "cannot run on this machine");
+  refuse(names, std::string("does not do this ") + op_name(op) + " problem");
 }
 
 }  // namespace
 
-const Implementation& choose(const Conv& conv, Op op, const std::string& name) {
-  for (const Implementation& row : implementations()) {
-    if (!name.empty() && name != row.name) continue;
-    if (row.can_do(conv, op)) return row;
-    if (!row.available() && !name.empty()) refuse(name, "cannot run on this machine");
-    if (!name.empty()) refuse(name, std::string("does not do this ") + op_name(op) + " problem");
-  }
-  refuse(name, "does not exist");
+const Implementation& choose(const Conv& conv, Op op, const std::string& names) {
+  if (!names.empty()) return choose_among(conv, op, names);
+  for (const Implementation& row : implementations())
+    if (row.can_do(conv, op) && row.suits(conv, op)) return row;
+  refuse("", "is missing");  // the last row accepts everything
 }
 
 }  // namespace torchconv

@@ -14,6 +14,7 @@ struct Implementation {
   const char* name = nullptr;                   // "cpu.reference"
   bool (*available)() = nullptr;                // can this machine run it?
   bool (*supports)(const Conv&, Op) = nullptr;  // does it do this problem?
+  bool (*suits)(const Conv&, Op) = nullptr;     // is it likely to be the fastest for it? Asked if no name is given.
 
   // The columns; a row may leave some of them empty.
   void (*forward)(const Conv&, const void* x, const void* w, void* y, const Epilogue&) = nullptr;
@@ -31,8 +32,11 @@ struct Implementation {
 // Every row, in the order in which they are tried. The last one accepts every problem.
 const std::vector<Implementation>& implementations();
 
-// The first available row that supports the problem or, if `name` is not empty, the row of that name.
-// Throws std::runtime_error if there is no such row, or if it cannot do the problem.
-const Implementation& choose(const Conv& conv, Op op, const std::string& name);
+// The first available row that supports and suits the problem. A pure function of the problem, the size of its batch
+// left out: what one sample becomes does not depend on the others.
+//
+// `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken, and of
+// "!part", which leaves out all rows with this part in their name. Throws std::runtime_error if there is no such row.
+const Implementation& choose(const Conv& conv, Op op, const std::string& names);
 
 }  // namespace torchconv

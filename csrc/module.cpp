@@ -1,14 +1,18 @@
 // torchconv._C: what is not an operator of torch's dispatcher. Importing it also registers those that are (ops.cpp).
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/simd.h"
 #include "direct.h"
 #include "eager.h"
-#include "implementation.h"
+#include "operators.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <torch/headeronly/version.h>
 
+#include <atomic>
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <set>
@@ -61,15 +65,47 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
+// The implementation that an operator would run for operands of these sizes and strides (in elements).
+std::string chosen(const std::string& op, const std::string& dtype, const Sizes& a_size, const Sizes& a_stride,
+                   const Sizes& b_size, const Sizes& b_stride, const Sizes& size, const Sizes& stride,
+                   const Sizes& padding, const Sizes& dilation, int64_t groups, const std::string& implementation) {
+  static const std::map<std::string, Dtype> dtypes = {{"float64", Dtype::float64},
+                                                      {"float32", Dtype::float32},
+                                                      {"bfloat16", Dtype::bfloat16},
+                                                      {"float16", Dtype::float16}};
+  const View a{nullptr, int64_t(a_size.size()), a_size.data(), a_stride.data()};
+  const View b{nullptr, int64_t(b_size.size()), b_size.data(), b_stride.data()};
+  const Geometry geometry{stride, padding, dilation, groups};
+  const Call call = op == "conv2d" ? plan_conv2d(dtypes.at(dtype), a, b, geometry, implementation)
+                    : op == "conv2d_grad_input"
+                        ? plan_grad_input(dtypes.at(dtype), a, b, size, geometry, implementation)
+                        : plan_grad_weight(dtypes.at(dtype), a, b, size, geometry, implementation);
+  return call.row->name;
+}
+
+// Of one thread, with the widest vectors that this machine has, in GFLOP/s.
+double fma_peak() {
+  for (const cpu::InstructionSet& set : cpu::instruction_sets())
+    if (set.available()) return set.fma_peak();
+  return 0;
+}
+
 // The number of threads of torch's pool that a parallel loop of the kernels really runs on.
 size_t count_threads() {
   std::mutex mutex;
   std::set<std::thread::id> threads;
   uint32_t most = 1;
   torch_get_num_threads(&most);
+  std::atomic<size_t> arrived{0};
   cpu::parallel_for(most, 2 * cpu::work_per_thread, [&](int64_t) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    threads.insert(std::this_thread::get_id());
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      threads.insert(std::this_thread::get_id());
+    }
+    // Waits for the others, lest one thread does it all.
+    ++arrived;
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);
+    while (arrived < most && std::chrono::steady_clock::now() < patience) std::this_thread::yield();
   });
   return threads.size();
 }
@@ -80,6 +116,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("implementations", &list_implementations);
   module.def("build_info", &build_info);
   module.def("cpu_features", &cpu_features);
+  module.def("chosen", &chosen);
+  module.def("scratch_bytes", &cpu::scratch_bytes);
+  module.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>());
   bind_direct(module);
   bind_eager(module);
   module.def("count_threads", &count_threads, py::call_guard<py::gil_scoped_release>());

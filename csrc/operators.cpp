@@ -1,7 +1,5 @@
 #include "operators.h"
 
-#include "implementation.h"
-
 #include <stdexcept>
 
 namespace torchconv {
@@ -49,43 +47,57 @@ Activation activation_named(const std::string& name) {
 
 }  // namespace
 
+Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
+                 const std::string& implementation) {
+  Conv conv = check_forward(x.sizes(), w.sizes(), geometry);
+  const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
+  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
+  return {conv, size, stride, &choose(conv, Op::forward, implementation)};
+}
+
+Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+                     const std::string& implementation) {
+  Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
+  const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
+  conv.dtype = dtype, conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
+  return {conv, size, stride, &choose(conv, Op::grad_input, implementation)};
+}
+
+Call plan_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+                      const std::string& implementation) {
+  Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
+  const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
+  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
+  return {conv, size, stride, &choose(conv, Op::grad_weight, implementation)};
+}
+
 void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
             const std::string& activation, double slope, const std::string& implementation, const Allocate& allocate) {
-  Conv conv = check_forward(x.sizes(), w.sizes(), geometry);
-  if (bias && (bias->dim != 1 || bias->size[0] != conv.K))
+  const Call call = plan_conv2d(dtype, x, w, geometry, implementation);
+  if (bias && (bias->dim != 1 || bias->size[0] != call.conv.K))
     throw std::runtime_error("Given weight of size " + to_string(w.sizes()) +
-                             ", expected bias to be 1-dimensional with " + std::to_string(conv.K) +
+                             ", expected bias to be 1-dimensional with " + std::to_string(call.conv.K) +
                              " elements, but got bias of size " + to_string(bias->sizes()) + " instead");
   Epilogue epilogue;
   if (bias) epilogue.bias = bias->data, epilogue.bias_stride = bias->stride[0];
   epilogue.activation = activation_named(activation);
   epilogue.slope = slope;
-
-  const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
-  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
-  const Implementation& row = choose(conv, Op::forward, implementation);
-  void* y = allocate(size, stride);
-  if (!is_empty(size)) row.forward(conv, x.data, w.data, y, epilogue);
+  void* y = allocate(call.size, call.stride);
+  if (!is_empty(call.size)) call.row->forward(call.conv, x.data, w.data, y, epilogue);
 }
 
 void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
                        const std::string& implementation, const Allocate& allocate) {
-  Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
-  const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
-  conv.dtype = dtype, conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
-  const Implementation& row = choose(conv, Op::grad_input, implementation);
-  void* x = allocate(size, stride);
-  if (!is_empty(size)) row.grad_input(conv, y.data, w.data, x);
+  const Call call = plan_grad_input(dtype, y, w, input_size, geometry, implementation);
+  void* x = allocate(call.size, call.stride);
+  if (!is_empty(call.size)) call.row->grad_input(call.conv, y.data, w.data, x);
 }
 
 void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
                         const std::string& implementation, const Allocate& allocate) {
-  Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
-  const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
-  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
-  const Implementation& row = choose(conv, Op::grad_weight, implementation);
-  void* w = allocate(size, stride);
-  if (!is_empty(size)) row.grad_weight(conv, x.data, y.data, w);
+  const Call call = plan_grad_weight(dtype, x, y, kernel_size, geometry, implementation);
+  void* w = allocate(call.size, call.stride);
+  if (!is_empty(call.size)) call.row->grad_weight(call.conv, x.data, y.data, w);
 }
 
 }  // namespace torchconv

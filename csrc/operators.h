@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv.h"
+#include "implementation.h"
 #include "shape.h"
 
 #include <array>
@@ -20,10 +21,25 @@ struct View {
   Sizes sizes() const { return Sizes(size, size + dim); }
 };
 
+// What an operator is going to do.
+struct Call {
+  Conv conv;
+  std::array<int64_t, 4> size, stride;  // of the result
+  const Implementation* row;
+};
+
+// All operands are of `dtype`. `implementation` may be empty; see choose(). Errors are std::runtime_error.
+Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
+                 const std::string& implementation);
+Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+                     const std::string& implementation);
+Call plan_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+                      const std::string& implementation);
+
 // Makes the result, of the operands' dtype and device, and returns where its data are.
 using Allocate = std::function<void*(const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride)>;
 
-// All operands are of `dtype`. `implementation` may be empty; `bias` may be null. Errors are std::runtime_error.
+// The operators; `bias` may be null.
 void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
             const std::string& activation, double slope, const std::string& implementation, const Allocate& allocate);
 

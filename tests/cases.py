@@ -65,7 +65,13 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 #: Largest relative L2 error against float64 that an implementation may have, per dtype of the operands.
 #: float16 and bfloat16 are summed up in float32, so that their error is that of rounding the result once.
+#: Winograd's transforms cost about one bit more.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
+
+
+def tolerance(dtype: torch.dtype, implementation: str) -> float:
+    return TOLERANCE[dtype] * (3 if "winograd" in implementation else 1)
+
 
 LAYOUTS = ["contiguous", "channels_last", "strided"]
 

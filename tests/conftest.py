@@ -18,9 +18,29 @@ def seeded() -> None:
 
 @pytest.fixture(params=ROWS)
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each implementation that this machine can run, forced."""
-    with torchconv.use(request.param):
-        yield request.param
+    """Each implementation that this machine can run, forced; what it does not do is done by the reference.
+
+    What each one does is in test_implementations.py.
+    """
+    yield from forced(request.param)
+
+
+@pytest.fixture(params=[row for row in ROWS if "winograd" not in row])
+def exact_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same, but for those that round where a plain sum of integers does not."""
+    yield from forced(request.param)
+
+
+@pytest.fixture(params=[row for row in ROWS if row.split(".")[1] in (ROWS[0].split(".")[1], "reference")])
+def native_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those for the widest instruction set only, and the reference: for tests that take long."""
+    yield from forced(request.param)
+
+
+def forced(row: str) -> Iterator[str]:
+    names = (row, "cpu.reference")
+    with torchconv.use(*names):
+        yield ",".join(names)
 
 
 @pytest.fixture(params=CASES, ids=str)

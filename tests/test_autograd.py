@@ -41,10 +41,9 @@ def check(function, inputs):
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_operators(name, implementation):
+def test_operators(name, native_implementation):
     case = small(SMALL[name])
-    geometry = (*case.geometry, implementation)
-    rest = (*case.geometry, implementation)
+    geometry = rest = (*case.geometry, native_implementation)
     ops = torch.ops.torchconv
     # our calls, which may go around the dispatcher, and the operators themselves
     check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w))

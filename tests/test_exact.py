@@ -17,10 +17,10 @@ def operands(case, largest=1):
     return integers(case.x, largest), integers(case.w, largest, seed=1), integers(case.y, largest, seed=2)
 
 
-def test_operators_equal_torch_bit_for_bit(case, implementation, dtype, layout):
+def test_operators_equal_torch_bit_for_bit(case, exact_implementation, dtype, layout):
     x, w, y = operands(case)
     wanted = expected(case, x, w, y)
-    found = run(case, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), implementation)
+    found = run(case, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), exact_implementation)
     for want, got in zip(wanted, found, strict=True):
         assert want.numel() == 0 or want.abs().max() <= EXACT[dtype]
         assert got.dtype == dtype
@@ -28,11 +28,13 @@ def test_operators_equal_torch_bit_for_bit(case, implementation, dtype, layout):
         assert torch.equal(got.double(), want)
 
 
-def test_adjoint_identity(case, implementation, dtype):
+def test_adjoint_identity(case, exact_implementation, dtype):
     """<conv(x, w), y> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>, with no error at all."""
     tensors = operands(case)
     x, w, y = tensors
-    out, dx, dw = (result.double() for result in run(case, *(tensor.to(dtype) for tensor in tensors), implementation))
+    out, dx, dw = (
+        result.double() for result in run(case, *(tensor.to(dtype) for tensor in tensors), exact_implementation)
+    )
     form = (out * y).sum()
     assert form == (x * dx).sum()
     assert form == (w * dw).sum()
@@ -45,9 +47,9 @@ SMALL = [case for case in CASES if 0 not in case.x and max(map(math.prod, (case.
 @pytest.mark.parametrize("case", SMALL, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double")
-def test_gradcheck_with_step_one(case, implementation, dtype):
+def test_gradcheck_with_step_one(case, exact_implementation, dtype):
     """A difference quotient of a bilinear function has no error of truncation: the fast kernels are checked as they are."""
-    geometry = (*case.geometry, implementation)
+    geometry = (*case.geometry, exact_implementation)
     pairs = {
         "conv2d": (lambda x, w: autograd.conv2d(x, w, None, geometry), (case.x, case.w)),
         "grad_input": (lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), (case.y, case.w)),

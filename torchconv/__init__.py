@@ -11,8 +11,9 @@ except ImportError as error:
 
 from torchconv import autocast, fake, functional, vmap  # noqa: F401
 from torchconv.functional import conv2d
-from torchconv.implementations import Implementation, implementations, use
+from torchconv.implementations import Implementation, chosen, implementations, use
 from torchconv.module import Conv2d
+from torchconv.runtime import scratch_bytes
 
 __version__ = _C.build_info()["version"]
-__all__ = ["Conv2d", "Implementation", "conv2d", "functional", "implementations", "use"]
+__all__ = ["Conv2d", "Implementation", "chosen", "conv2d", "functional", "implementations", "scratch_bytes", "use"]

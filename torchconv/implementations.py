@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from torchconv import _C
 
@@ -34,24 +37,57 @@ class Choice:
 choice = Choice()
 
 
+def checked(names: str) -> str:
+    """The same list of names, if `use` accepts it."""
+    wanted = [name for name in names.split(",") if not name.startswith("!")]
+    for name in wanted:
+        if name not in ROWS:
+            raise ValueError(f"name must be one of {', '.join(map(repr, ROWS))}, but got {name!r}")
+    if wanted and not any(ROWS[name].available for name in wanted):
+        raise ValueError(f"implementation {names!r} cannot run on this machine")
+    return names
+
+
 @contextmanager
-def use(name: str) -> Iterator[None]:
+def use(*names: str) -> Iterator[None]:
     """Within the block, run every torchconv layer and function on the implementation of this name.
+
+    Of several names the first that can do a problem is taken. A name that starts with "!" leaves out all rows with the
+    rest in their name: `use("!winograd")` is the switch that turns Winograd off. The environment variable
+    TORCHCONV_USE, a list with commas, does the same for the whole process.
 
     The choice belongs to the call: the backward pass of what is called here runs on the same implementation, wherever
     it is started. (torch.utils.checkpoint calls again during backward, and that call has the choice of its own time.)
-    A problem that the implementation cannot do is an error. Like the flags of torch.backends, the choice holds for all
-    threads of the process: blocks that overlap in time without being nested do not mix.
+    A problem that no named implementation can do is an error. Like the flags of torch.backends, the choice holds for
+    all threads of the process: blocks that overlap in time without being nested do not mix.
 
     Raises:
-        ValueError: if there is no such implementation, or if it cannot run on this machine.
+        ValueError: if there is no such implementation, or if none of them can run on this machine.
     """
-    if name not in ROWS:
-        raise ValueError(f"name must be one of {', '.join(map(repr, ROWS))}, but got {name!r}")
-    if not ROWS[name].available:
-        raise ValueError(f"implementation {name!r} cannot run on this machine")
-    before, choice.name = choice.name, name
+    before, choice.name = choice.name, checked(",".join(names))
     try:
         yield
     finally:
         choice.name = before
+
+
+def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
+    """The name of the implementation that torch.ops.torchconv.<op>(a, b, *rest) runs.
+
+    Args:
+        op: "conv2d", "conv2d_grad_input" or "conv2d_grad_weight".
+        a, b, rest: the operator's own arguments, the implementation included or not.
+
+    Raises:
+        RuntimeError: if the operator does not take these arguments.
+    """
+    size, geometry = ([], rest) if op == "conv2d" else (rest[0], rest[1:])
+    stride, padding, dilation, groups, *names = geometry
+    name = (names[0] if names else None) or choice.name or ""
+    dtype = str(a.dtype).removeprefix("torch.")
+    problem = (size, stride, padding, dilation, groups, name)
+    return _C.chosen(op, dtype, a.shape, a.stride(), b.shape, b.stride(), *problem)
+
+
+if "TORCHCONV_USE" in os.environ:
+    choice.name = checked(os.environ["TORCHCONV_USE"])

@@ -29,13 +29,14 @@ namespace torchconv::cpu::avx2 {
 
 namespace torchconv::cpu {
 
-std::vector<Implementation> avx2_rows() {
+InstructionSet avx2_set() {
 #if defined(__x86_64__)
-  return avx2::rows("avx2", [] {
+  const auto available = [] {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  });
+  };
+  return {available, avx2::rows("avx2", available), avx2::fma_peak};
 #else
-  return {};
+  return {[] { return false; }, {}, nullptr};
 #endif
 }
 

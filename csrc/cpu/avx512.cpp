@@ -6,7 +6,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -29,14 +30,15 @@ namespace torchconv::cpu::avx512 {
 
 namespace torchconv::cpu {
 
-std::vector<Implementation> avx512_rows() {
+InstructionSet avx512_set() {
 #if defined(__x86_64__)
-  return avx512::rows("avx512", [] {
+  const auto available = [] {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-  });
+  };
+  return {available, avx512::rows("avx512", available), avx512::fma_peak};
 #else
-  return {};
+  return {[] { return false; }, {}, nullptr};
 #endif
 }
 

@@ -11,8 +11,9 @@ namespace torchconv::cpu::portable {
 
 namespace torchconv::cpu {
 
-std::vector<Implementation> portable_rows() {
-  return portable::rows("portable", [] { return true; });
+InstructionSet portable_set() {
+  const auto available = [] { return true; };
+  return {available, portable::rows("portable", available), portable::fma_peak};
 }
 
 }  // namespace torchconv::cpu

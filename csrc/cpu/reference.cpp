@@ -162,6 +162,7 @@ Implementation reference() {
   row.name = "cpu.reference";
   row.available = [] { return true; };
   row.supports = [](const Conv&, Op) { return true; };
+  row.suits = [](const Conv&, Op) { return true; };
   row.forward = [](const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
     with_type(conv.dtype, [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;

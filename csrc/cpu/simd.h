@@ -1,6 +1,6 @@
-// The kernels' implementations per instruction set, and all that the files of simd/ need from outside. Those are compiled
-// inside target regions: no other header may come in there, or its inline functions would be compiled for one instruction
-// set and used by all.
+// The kernels' implementations per instruction set, and all that the files of simd/ need from outside. Those are
+// compiled inside target regions: no other header may come in there, or its inline functions would be compiled for one
+// instruction set and used by all.
 #pragma once
 
 #include "../implementation.h"
@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -25,8 +26,17 @@
 
 namespace torchconv::cpu {
 
-std::vector<Implementation> avx512_rows();
-std::vector<Implementation> avx2_rows();
-std::vector<Implementation> portable_rows();
+struct InstructionSet {
+  bool (*available)();
+  std::vector<Implementation> rows;
+  double (*fma_peak)();  // what one thread reaches in multiplications and additions, in GFLOP/s
+};
+
+InstructionSet avx512_set();
+InstructionSet avx2_set();
+InstructionSet portable_set();
+
+// The instruction sets from the widest down, those included that this machine does not have.
+const std::vector<InstructionSet>& instruction_sets();
 
 }  // namespace torchconv::cpu

@@ -13,4 +13,8 @@
 
 #include "winograd.h"
 
+#include "slab.h"
+
+#include "peak.h"
+
 #include "rows.h"

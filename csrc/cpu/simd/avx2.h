@@ -80,3 +80,11 @@ INLINE void store(Short* p, __m256 v, int n) {
   store(all, v);
   std::memcpy(static_cast<void*>(p), all, n * sizeof(Short));
 }
+
+// lane i of the result: lane index[i] of v
+INLINE __m256 permute(__m256 v, const int32_t* index) {
+  return _mm256_permutevar8x32_ps(v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
+}
+INLINE __m256d permute(__m256d v, const int32_t* index) {
+  return __m256d{v[index[0]], v[index[1]], v[index[2]], v[index[3]]};
+}

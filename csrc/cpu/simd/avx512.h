@@ -73,3 +73,10 @@ template <class Short>
 INLINE void store(Short* p, __m512 v, int n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(v, Short()));
 }
+
+// lane i of the result: lane index[i] of v
+INLINE __m512 permute(__m512 v, const int32_t* index) { return _mm512_permutexvar_ps(_mm512_loadu_si512(index), v); }
+INLINE __m512d permute(__m512d v, const int32_t* index) {
+  const __m256i wide = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  return _mm512_permutexvar_pd(_mm512_cvtepi32_epi64(wide), v);
+}

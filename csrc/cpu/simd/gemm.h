@@ -8,18 +8,18 @@ namespace gemm {
 
 // How a correlation is cut. Nothing here changes a sum but `channels`, which depends on neither batch nor threads.
 struct Plan {
-  static constexpr int64_t panel_bytes = 320 << 10;    // of weights that are multiplied with one patch: half of L2
-  static constexpr int64_t patch_bytes = 256 << 10;    // a quarter
-  static constexpr int64_t weights_bytes = 8 << 20;    // packed at a time
+  static constexpr int64_t panel_bytes = 320 << 10;  // of weights that are multiplied with one patch: half of L2
+  static constexpr int64_t patch_bytes = 256 << 10;  // a quarter
+  static constexpr int64_t weights_bytes = 8 << 20;  // packed at a time
   static constexpr int64_t most_channels = 512;
 
-  int64_t lanes_per_panel;                // NR
-  int64_t channels, channel_blocks;       // of the reduction, at a time
-  int64_t panels;                         // in a group
+  int64_t lanes_per_panel;           // NR
+  int64_t channels, channel_blocks;  // of the reduction, at a time
+  int64_t panels;                    // in a group
   int64_t panels_per_unit;
-  int64_t images, rows, cols;             // of a block of pixels
-  bool in_place;                          // x is its own patch
-  bool direct;                            // tiles are stored where they belong; else by way of a buffer
+  int64_t images, rows, cols;  // of a block of pixels
+  bool in_place;               // x is its own patch
+  bool direct;                 // tiles are stored where they belong; else by way of a buffer
   bool possible;
 };
 
@@ -34,7 +34,9 @@ Plan plan(const Correlation& conv) {
   plan.panels = (K - 1) / plan.lanes_per_panel + 1;
 
   // Channels at a time: as many as keep a panel small.
-  const double most = std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / plan.lanes_per_panel / std::max<double>(1, double(conv.rows.kernel) * conv.cols.kernel));
+  const double most =
+      std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / plan.lanes_per_panel /
+                                                std::max<double>(1, double(conv.rows.kernel) * conv.cols.kernel));
   plan.channel_blocks = std::max<int64_t>(1, std::ceil(C / std::max(1.0, most)));
   plan.channels = std::max<int64_t>(1, (C - 1) / plan.channel_blocks + 1);
   plan.channel_blocks = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
@@ -59,9 +61,11 @@ Plan plan(const Correlation& conv) {
       while (plan.images > 1 && plan.images * bytes(P, Q) > Plan::patch_bytes) --plan.images;
     }
   }
-  plan.possible = plan.images * bytes(plan.rows, plan.cols) <= 4.0 * Plan::patch_bytes && panel <= 4.0 * Plan::panel_bytes;
+  plan.possible =
+      plan.images * bytes(plan.rows, plan.cols) <= 4.0 * Plan::patch_bytes && panel <= 4.0 * Plan::panel_bytes;
 
-  plan.panels_per_unit = std::clamp<int64_t>(int64_t(Plan::panel_bytes / std::max(1.0, panel * plan.channel_blocks)), 1, plan.panels);
+  plan.panels_per_unit =
+      std::clamp<int64_t>(int64_t(Plan::panel_bytes / std::max(1.0, panel * plan.channel_blocks)), 1, plan.panels);
   const int64_t spread = 1024;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
   plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
@@ -89,12 +93,14 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       bias[k / K * plan.panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
   }
 
-  const int64_t image_blocks = (conv.N - 1) / plan.images + 1, row_blocks = (P - 1) / plan.rows + 1, col_blocks = (Q - 1) / plan.cols + 1;
+  const int64_t image_blocks = (conv.N - 1) / plan.images + 1, row_blocks = (P - 1) / plan.rows + 1,
+                col_blocks = (Q - 1) / plan.cols + 1;
   const int64_t blocks = image_blocks * row_blocks * col_blocks;
 
   // Rounds over panels of all groups, so that the packed weights stay bounded.
   const int64_t all_panels = conv.groups * plan.panels;
-  const int64_t per_round = std::clamp<int64_t>(Plan::weights_bytes / int64_t(sizeof(T)) / std::max<int64_t>(1, panel_size), 1, all_panels);
+  const int64_t per_round =
+      std::clamp<int64_t>(Plan::weights_bytes / int64_t(sizeof(T)) / std::max<int64_t>(1, panel_size), 1, all_panels);
   T* packed = scratch.take<T>(per_round * panel_size);
   for (int64_t first = 0; first < all_panels; first += per_round) {
     const int64_t round = std::min(per_round, all_panels - first);
@@ -113,13 +119,16 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     const int64_t sets = (last_group - first_group + 1) * sets_per_group;
     const double work = double(std::min(plan.images, conv.N)) * plan.rows * plan.cols * taps * C * per_unit * NR;
     parallel_for(blocks * sets, work, [&](int64_t unit) {
-      const int64_t set = unit % sets, group = first_group + set / sets_per_group;
+      const int64_t set = unit / blocks, group = first_group + set / sets_per_group;
       const int64_t panel = std::max(first, group * plan.panels + set % sets_per_group * per_unit);
-      const int64_t panel_end = std::min({first + round, (group + 1) * plan.panels, group * plan.panels + (set % sets_per_group + 1) * per_unit});
+      const int64_t panel_end = std::min(
+          {first + round, (group + 1) * plan.panels, group * plan.panels + (set % sets_per_group + 1) * per_unit});
       if (panel >= panel_end) return;
-      int64_t rest = unit / sets;
-      const int64_t q = rest % col_blocks * plan.cols, p = rest / col_blocks % row_blocks * plan.rows, n = rest / col_blocks / row_blocks * plan.images;
-      const Block block{n, std::min(n + plan.images, conv.N), p, std::min(p + plan.rows, P), q, std::min(q + plan.cols, Q)};
+      int64_t rest = unit % blocks;
+      const int64_t q = rest % col_blocks * plan.cols, p = rest / col_blocks % row_blocks * plan.rows,
+                    n = rest / col_blocks / row_blocks * plan.images;
+      const Block block{n, std::min(n + plan.images, conv.N), p, std::min(p + plan.rows, P),
+                        q, std::min(q + plan.cols, Q)};
 
       const FlushSubnormals flush;
       Scratch scratch;
@@ -142,7 +151,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         const T* source;
         int64_t step_w, step_h, step_n, tap_h, tap_w;
         if (in_place) {
-          source = reinterpret_cast<const T*>(x) + block.n * conv.x.n + (group * C + c) * conv.x.c + conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
+          source = reinterpret_cast<const T*>(x) + block.n * conv.x.n + (group * C + c) * conv.x.c +
+                   conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
           step_n = conv.x.n, step_h = conv.rows.stride * conv.x.h, step_w = conv.cols.stride * conv.x.w;
           tap_h = tap_w = 0;
         } else {
@@ -165,23 +175,34 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         const int most = NR == L ? most_rows<1> : most_rows<2>;
         const int64_t tiles = (pixels - 1) / most + 1;
         int64_t pixel = 0, pn = block.n, pp = block.p, pq = block.q;
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const T* a[most_rows<1>];
-          T* out[most_rows<1>];
+        const T* a[2][most_rows<1>];
+        T* out[2][most_rows<1>];
+        const auto set_rows = [&](int64_t tile) {
           const int64_t end = pixels * (tile + 1) / tiles;
           const int MR = end - pixel;
           for (int m = 0; m < MR; ++m, ++pixel) {
-            a[m] = source + (pn - block.n) * step_n + (pp - block.p) * step_h + (pq - block.q) * step_w;
-            out[m] = direct ? reinterpret_cast<T*>(y) + pn * conv.y.n + pp * conv.y.h + pq * conv.y.w + group * K + (panel - group * plan.panels) * NR
-                            : buffer + pixel * width;
+            a[tile % 2][m] = source + (pn - block.n) * step_n + (pp - block.p) * step_h + (pq - block.q) * step_w;
+            out[tile % 2][m] = direct ? reinterpret_cast<T*>(y) + pn * conv.y.n + pp * conv.y.h + pq * conv.y.w +
+                                            group * K + (panel - group * plan.panels) * NR
+                                      : buffer + pixel * width;
             if (++pq == block.q_end) {
               pq = block.q;
               if (++pp == block.p_end) pp = block.p, ++pn;
             }
           }
-          product.a = a, product.c = out;
+          return MR;
+        };
+        int next = set_rows(0);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int MR = next;
+          next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
+          product.a = a[tile % 2], product.c = out[tile % 2];
+          const char* ahead = reinterpret_cast<const char*>(next && in_place ? a[(tile + 1) % 2][0] : a[tile % 2][0]);
           for (int64_t i = panel; i < panel_end; ++i) {
             product.b = packed + (i - first) * panel_size + cb * plan.channels * taps * NR;
+            product.next = ahead,
+            product.ahead = next && in_place && (i - panel) * channels * 32 < MR * channels * 4 ? 2048 : 0;
+            ahead += product.ahead * (channels / 64);
             product.lane = (i - panel) * NR;
             product.count = direct ? K - (i - group * plan.panels) * NR : NR;
             if (NR == L) {
@@ -200,7 +221,9 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       const int64_t run = whole ? (block.p_end - block.p) * Q : block.q_end - block.q;
       for (int64_t i = block.n; i < block.n_end; ++i)
         for (int64_t j = block.p; j < block.p_end; j += whole ? P : 1, from += run * width)
-          write_tile(from, width, run, count, y + i * conv.y.n + (group * K + k) * conv.y.c + j * conv.y.h + block.q * conv.y.w, conv.y.w, conv.y.c, finish, 0);
+          write_tile(from, width, run, count,
+                     y + i * conv.y.n + (group * K + k) * conv.y.c + j * conv.y.h + block.q * conv.y.w, conv.y.w,
+                     conv.y.c, finish, 0);
     });
   }
 }

@@ -17,7 +17,31 @@ struct Product {
   int64_t lane, count;
   bool add;  // to what C holds
   const Finish<T>* finish;
+  // What is fetched meanwhile: the rows of A of a later call, of which `ahead` are given.
+  const char* next;
+  int64_t ahead;
 };
+
+// Adds, finishes and stores what is more than a plain tile: `rows` rows of sums.
+template <class T>
+void store_rows(const Product<T>& product, int rows, const T* sums, int64_t pitch) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  for (int m = 0; m < rows; ++m, sums += pitch) {
+    T* c = product.c[m] + product.lane;
+    for (int64_t lane = 0; lane < std::min(pitch, product.count); lane += L) {
+      const int64_t count = product.count - lane;
+      V sum = load(sums + lane);
+      if (product.add) sum = sum + (count >= L ? load(c + lane) : load(c + lane, count));
+      if (product.finish) sum = (*product.finish)(sum, product.lane + lane);
+      if (count >= L) {
+        store(c + lane, sum);
+      } else {
+        store(c + lane, sum, count);
+      }
+    }
+  }
+}
 
 template <class T, int MR, int NV>
 void multiply(const Product<T>& product) {
@@ -29,37 +53,43 @@ void multiply(const Product<T>& product) {
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     V vectors[NV];
     unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
-    __builtin_prefetch(b + 1024 / sizeof(T));
-    if constexpr (NV > 1) __builtin_prefetch(b + 1024 / sizeof(T) + L);
     b += NV * L;
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
       const V number = broadcast(rows[m][k]);
       unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[v], sum[m][v]); });
     });
   };
+  const char* next = product.next;
+  unroll<MR>([&](auto m) __attribute__((always_inline)) {
+    unroll<NV>([&](auto v)
+                   __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
+  });
   for (int64_t i = 0; i < product.runs; ++i) {
     const int64_t begin = product.offset[i], end = begin + product.length;
     int64_t k = begin;
-    for (; k + 4 <= end; k += 4) unroll<4>([&](auto u) __attribute__((always_inline)) { step(k + u); });
+    while (k + 4 <= end) {
+      const int64_t pause = std::min(k + 64, end - 3);
+      for (const char* stop = next + product.ahead; next < stop; next += 64) __builtin_prefetch(next);
+      for (; k < pause; k += 4) unroll<4>([&](auto u) __attribute__((always_inline)) { step(k + u); });
+    }
     for (; k < end; ++k) step(k);
   }
-  unroll<MR>([&](auto m) __attribute__((always_inline)) {
-    unroll<NV>([&](auto v) __attribute__((always_inline)) {
-      T* c = product.c[m] + product.lane + v * L;
-      const int64_t count = product.count - v * L;
-      if (count >= L) {
-        V value = product.add ? load(c) + sum[m][v] : sum[m][v];
-        store(c, product.finish ? (*product.finish)(value, product.lane + v * L) : value);
-      } else if (count > 0) {
-        V value = product.add ? load(c, count) + sum[m][v] : sum[m][v];
-        store(c, product.finish ? (*product.finish)(value, product.lane + v * L) : value, count);
-      }
+  if (!product.add && !product.finish && product.count >= NV * L) {
+    unroll<MR>([&](auto m) __attribute__((always_inline)) {
+      T* c = product.c[m] + product.lane;
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { store(c + v * L, sum[m][v]); });
     });
-  });
+  } else {
+    T rows[MR][NV * L];
+    unroll<MR>([&](auto m) __attribute__((always_inline)) {
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { store(rows[m] + v * L, sum[m][v]); });
+    });
+    store_rows(product, MR, rows[0], NV * L);
+  }
 }
 
-// The same with both operands read along their lanes, step by step: C[m, n] is the sum, over segments and their steps k,
-// of a[a_offset[segment] + k * a_step + m] * b[b_offset[segment] + k * b_step + n].
+// The same with both operands read along their lanes, step by step: C[m, n] is the sum, over segments and their steps
+// k, of a[a_offset[segment] + k * a_step + m] * b[b_offset[segment] + k * b_step + n].
 template <class T>
 struct OuterProduct {
   const T *a, *b;

@@ -41,23 +41,33 @@ struct Patch {
   int64_t image_pitch() const { return rows.size * row_pitch(); }
 };
 
-// Fills patches of channels [c, c + count), one per image of the block.
+// Fills rows [i, i_end) of the patch of image n with channels [c, c + count).
 template <class S>
-void read_patch(const Correlation& conv, const Block& block, const Patch& patch, int64_t c, int64_t count, const S* x,
-                Sum<S>* to) {
+void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i, int64_t i_end, int64_t c,
+               int64_t count, const S* x, Sum<S>* to) {
   const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
   const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
   const auto zero = [&](Sum<S>* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, Sum<S>(0)); };
-  for (int64_t n = block.n; n < block.n_end; ++n)
-    for (int64_t i = 0; i < patch.rows.size; ++i, to += patch.row_pitch()) {
-      if (i < top || i >= bottom) {
-        zero(to, patch.cols.size);
-        continue;
-      }
-      const int64_t h = patch.rows.first + i * patch.rows.source_step, w = patch.cols.first + left * patch.cols.source_step;
-      const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
-      zero(to, left);
-      read_tile(from, conv.x.w * patch.cols.source_step, conv.x.c, right - left, count, to + left * patch.pitch, patch.pitch);
-      zero(to + right * patch.pitch, patch.cols.size - right);
+  to += i * patch.row_pitch();
+  for (; i < i_end; ++i, to += patch.row_pitch()) {
+    if (i < top || i >= bottom) {
+      zero(to, patch.cols.size);
+      continue;
     }
+    const int64_t h = patch.rows.first + i * patch.rows.source_step,
+                  w = patch.cols.first + left * patch.cols.source_step;
+    const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
+    zero(to, left);
+    read_tile(from, conv.x.w * patch.cols.source_step, conv.x.c, right - left, count, to + left * patch.pitch,
+              patch.pitch, i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
+    zero(to + right * patch.pitch, patch.cols.size - right);
+  }
+}
+
+// Fills one patch per image of the block.
+template <class S>
+void read_patch(const Correlation& conv, const Block& block, const Patch& patch, int64_t c, int64_t count, const S* x,
+                Sum<S>* to) {
+  for (int64_t n = block.n; n < block.n_end; ++n, to += patch.image_pitch())
+    read_rows(conv, n, patch, 0, patch.rows.size, c, count, x, to);
 }

@@ -52,3 +52,7 @@ template <class S>
 INLINE void store(S* p, Vector<S> v) {
   store(p, v, lanes<S>);
 }
+
+// lane i of the result: lane index[i] of v
+INLINE V4 permute(V4 v, const int32_t* index) { return V4{v[index[0]], v[index[1]], v[index[2]], v[index[3]]}; }
+INLINE V2 permute(V2 v, const int32_t* index) { return V2{v[index[0]], v[index[1]]}; }

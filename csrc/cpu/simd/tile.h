@@ -7,12 +7,13 @@ template <int block, bool further, class V, size_t... j>
 INLINE V interleave(V a, V b, std::index_sequence<j...>) {
   constexpr int n = sizeof...(j);
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, (further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...);
+  return __builtin_shufflevector(a, b,
+                                 (further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...);
 #else
   using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
   typedef Index Mask __attribute__((vector_size(sizeof(V))));
-  return __builtin_shuffle(
-      a, b, Mask{Index(further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...});
+  return __builtin_shuffle(a, b,
+                           Mask{Index(further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...});
 #endif
 }
 
@@ -36,12 +37,15 @@ INLINE void transpose(V (&rows)[n]) {
   transpose_blocks<n / 2>(rows);
 }
 
-// to[i * pitch + j] = from[i * row + j * lane] for i < rows, j < count.
+// to[i * pitch + j] = from[i * row + j * lane] for i < rows, j < count. If `ahead` is given, the tile so many elements
+// further on is fetched into the cache.
 template <class S>
-void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Sum<S>* to, int64_t pitch) {
+void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Sum<S>* to, int64_t pitch,
+               int64_t ahead = 0) {
   constexpr int L = lanes<S>;
   if (lane == 1) {
     for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
+      for (int64_t j = 0; ahead && j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + ahead + j);
       int64_t j = 0;
       for (; j + L <= count; j += L) store(to + j, load(from + j));
       if (j < count) store(to + j, load(from + j, count - j), count - j);
@@ -113,13 +117,13 @@ void write_tile(const Sum<S>* from, int64_t pitch, int64_t rows, int64_t count, 
         S* target = to + i + j * lane;
         Vector<S> v[L];
         if (j + L <= count && i + L <= rows) {
-          unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = finish(load(block + l * pitch), first_lane + j); });
+          unroll<L>([&](auto l)
+                        __attribute__((always_inline)) { v[l] = finish(load(block + l * pitch), first_lane + j); });
           transpose(v);
           unroll<L>([&](auto l) __attribute__((always_inline)) { store(target + l * lane, v[l]); });
         } else {
           const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
-          for (int l = 0; l < L; ++l)
-            v[l] = l < height ? finish(load(block + l * pitch), first_lane + j) : Vector<S>{};
+          for (int l = 0; l < L; ++l) v[l] = l < height ? finish(load(block + l * pitch), first_lane + j) : Vector<S>{};
           transpose(v);
           for (int l = 0; l < width; ++l) store(target + l * lane, v[l], height);
         }

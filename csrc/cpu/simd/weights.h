@@ -1,8 +1,8 @@
 // Packs the weights of output channels [k, k + NR) of a group, and of its input channels [c, c + channels), as
 // [tap][channel][lane]. Lanes beyond the last output channel are zero.
 template <class S>
-void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c, int64_t channels,
-                  Sum<S>* to) {
+void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c,
+                  int64_t channels, Sum<S>* to) {
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(NR, conv.K_per_group() - k);
   const S* from = w + group * conv.w_group + k * conv.w.n + c * conv.w.c;
   if (count < NR) std::fill_n(to, taps * channels * NR, Sum<S>(0));

@@ -36,10 +36,12 @@ template <class T, class V>
 INLINE void transform_weights(const V (&g)[3], V (&out)[6]) {
   constexpr double at_0 = 1 / (p2 * q2), at_p = 1 / (2 * p2 * (p2 - q2)), at_q = 1 / (2 * q2 * (q2 - p2));
   out[0] = broadcast(T(at_0)) * g[0];
-  const V even_p = fma(broadcast(T(p2 * at_p)), g[2], broadcast(T(at_p)) * g[0]), odd_p = broadcast(T(0.75 * at_p)) * g[1];
+  const V even_p = fma(broadcast(T(p2 * at_p)), g[2], broadcast(T(at_p)) * g[0]),
+          odd_p = broadcast(T(0.75 * at_p)) * g[1];
   out[1] = even_p + odd_p;
   out[2] = even_p - odd_p;
-  const V even_q = fma(broadcast(T(q2 * at_q)), g[2], broadcast(T(at_q)) * g[0]), odd_q = broadcast(T(1.5 * at_q)) * g[1];
+  const V even_q = fma(broadcast(T(q2 * at_q)), g[2], broadcast(T(at_q)) * g[0]),
+          odd_q = broadcast(T(1.5 * at_q)) * g[1];
   out[3] = even_q + odd_q;
   out[4] = even_q - odd_q;
   out[5] = g[2];
@@ -84,8 +86,11 @@ struct Tiles {
 struct Cut {
   int64_t N, tile_rows, tile_cols, images, rows, cols;
 
-  Cut(const Conv& conv, int64_t most) : N(conv.N), tile_rows((conv.rows.out + 3) / 4), tile_cols((conv.cols.out + 3) / 4) {
-    const auto share = [](int64_t all, int64_t most) { return (all - 1) / ((all - 1) / std::clamp<int64_t>(most, 1, all) + 1) + 1; };
+  Cut(const Conv& conv, int64_t most)
+      : N(conv.N), tile_rows((conv.rows.out + 3) / 4), tile_cols((conv.cols.out + 3) / 4) {
+    const auto share = [](int64_t all, int64_t most) {
+      return (all - 1) / ((all - 1) / std::clamp<int64_t>(most, 1, all) + 1) + 1;
+    };
     cols = share(tile_cols, most);
     rows = cols == tile_cols ? share(tile_rows, most / cols) : 1;
     images = rows == tile_rows ? share(N, most / (rows * cols)) : 1;
@@ -112,7 +117,8 @@ struct Stack {
 
 // V of channels [c, c + channels) of the whole tensor.
 template <class S>
-void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x, Sum<S>* v, const Stack& stack) {
+void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x, Sum<S>* v,
+            const Stack& stack) {
   using T = Sum<S>;
   using V = Vector<S>;
   constexpr int L = lanes<S>;
@@ -129,16 +135,19 @@ void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t chan
         for (int64_t lane = 0; lane < channels; lane += L) {
           const T* corner = copy + col * 4 * width + lane;
           transform_2d<T, 6, 6>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
-              [](const V (&in)[6], V (&out)[6]) __attribute__((always_inline)) { transform_input<T>(in, out); },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) { store(v + lane + (i * 6 + j) * stack.plane, value); });
+              [&](auto i, auto j)
+                  __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
+              [](const V(&in)[6], V(&out)[6]) __attribute__((always_inline)) { transform_input<T>(in, out); },
+              [&](auto i, auto j, V value)
+                  __attribute__((always_inline)) { store(v + lane + (i * 6 + j) * stack.plane, value); });
         }
     }
 }
 
 // U of output channels [k, k + NR) and input channels [c, c + channels) of a group.
 template <class S>
-void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c, int64_t channels, Sum<S>* u, const Stack& stack) {
+void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c, int64_t channels,
+            Sum<S>* u, const Stack& stack) {
   using T = Sum<S>;
   using V = Vector<S>;
   Scratch scratch;
@@ -148,13 +157,15 @@ void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64
   for (int64_t i = 0; i < size; i += lanes<S>)
     transform_2d<T, 3, 6>(
         [&](auto r, auto s) __attribute__((always_inline)) { return load(taps + (r * 3 + s) * size + i); },
-        [](const V (&in)[3], V (&out)[6]) __attribute__((always_inline)) { transform_weights<T>(in, out); },
-        [&](auto r, auto s, V value) __attribute__((always_inline)) { store(u + (r * 6 + s) * stack.plane + i, value); });
+        [](const V(&in)[3], V(&out)[6]) __attribute__((always_inline)) { transform_weights<T>(in, out); },
+        [&](auto r, auto s, V value)
+            __attribute__((always_inline)) { store(u + (r * 6 + s) * stack.plane + i, value); });
 }
 
 // M (+)= V U over `channels` channels
 template <class T>
-void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& u_stack, T* m, const Stack& m_stack, int64_t tiles, int64_t channels, bool add) {
+void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& u_stack, T* m, const Stack& m_stack,
+                     int64_t tiles, int64_t channels, bool add) {
   const int64_t no_offset = 0, parts = (tiles - 1) / most_rows<2> + 1;
   Product<T> product{};
   product.offset = &no_offset, product.runs = 1, product.length = channels;
@@ -175,7 +186,8 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
 
 // y of `tiles`, output channels [k, k + count) of the whole tensor, from M.
 template <class S>
-void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m, const Stack& stack, int64_t k, int64_t count, S* y, const Finish<Sum<S>>& finish) {
+void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m, const Stack& stack, int64_t k,
+                   int64_t count, S* y, const Finish<Sum<S>>& finish) {
   using T = Sum<S>;
   using V = Vector<S>;
   constexpr int L = lanes<S>;
@@ -195,7 +207,7 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
           T* corner = to + col * 4 * to_w + lane;
           transform_2d<T, 6, 4>(
               [&](auto i, auto j) __attribute__((always_inline)) { return load(m + lane + (i * 6 + j) * stack.plane); },
-              [](const V (&in)[6], V (&out)[4]) __attribute__((always_inline)) { transform_output<T>(in, out); },
+              [](const V(&in)[6], V(&out)[4]) __attribute__((always_inline)) { transform_output<T>(in, out); },
               [&](auto i, auto j, V value) __attribute__((always_inline)) {
                 if (i >= height || j >= across) return;
                 if (!direct)
@@ -215,10 +227,10 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
 }
 
 // What fits where, in bytes.
-constexpr int64_t own_v = 384 << 10;        // V of one unit, in L2
-constexpr int64_t all_u = 3 << 20;          // U that is made once and read by all units, from L3
-constexpr int64_t shared_v = 6 << 20;       // V that is read by all units, from L3
-constexpr int64_t most_tiles = 112;         // of M, next to a slab of U, in L2
+constexpr int64_t own_v = 384 << 10;   // V of one unit, in L2
+constexpr int64_t all_u = 3 << 20;     // U that is made once and read by all units, from L3
+constexpr int64_t shared_v = 6 << 20;  // V that is read by all units, from L3
+constexpr int64_t most_tiles = 112;    // of M, next to a slab of U, in L2
 constexpr int64_t slab_channels = 64;
 
 template <class S>
@@ -232,9 +244,12 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     T* bias = nullptr;
     if (epilogue.bias) {
       bias = scratch.take<T>(panels * NR);
-      for (int64_t k = 0; k < K; ++k) bias[k] = T(static_cast<const S*>(epilogue.bias)[(group * K + k) * epilogue.bias_stride]);
+      for (int64_t k = 0; k < K; ++k)
+        bias[k] = T(static_cast<const S*>(epilogue.bias)[(group * K + k) * epilogue.bias_stride]);
     }
-    const auto finish = [&](int64_t panel) { return Finish<T>{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)}; };
+    const auto finish = [&](int64_t panel) {
+      return Finish<T>{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+    };
     const double products = double(planes) * C * NR;
 
     if (panels * u_stack.size() * int64_t(sizeof(T)) <= all_u) {
@@ -253,7 +268,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         make_v(conv, tiles, group * C, C, x, v, v_stack);
         for (int64_t panel = 0; panel < panels; ++panel) {
           multiply_planes(v, v_stack, u + panel * u_stack.size(), u_stack, m, m_stack, tiles.count(), C, false);
-          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, finish(panel));
+          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
+                        finish(panel));
         }
       });
     } else {
@@ -269,7 +285,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           const FlushSubnormals flush;
           const int64_t row = unit / slabs, c = unit % slabs * slab_channels;
           const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
-          make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * v_pitch + c, v_stack);
+          make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * v_pitch + c,
+                 v_stack);
         });
         parallel_for(panels, products * tiles.count(), [&](int64_t panel) {
           const FlushSubnormals flush;
@@ -281,7 +298,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
             make_u(conv, w, group, panel * NR, NR, c, channels, u, slab);
             multiply_planes(v + c, v_stack, u, slab, m, m_stack, tiles.count(), channels, c > 0);
           }
-          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, finish(panel));
+          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
+                        finish(panel));
         });
       }
     }

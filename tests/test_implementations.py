@@ -1,0 +1,101 @@
+"""Which implementation does what, how one is chosen, and how the fast ones agree with one another."""
+
+import pytest
+import torch
+from cases import CASES, Case, arrange, normals
+
+import torchconv
+
+OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
+NAMES = [case.name for case in CASES]
+KERNELS = ["gemm", "slab", "winograd"]
+SETS = sorted({row.name.split(".")[1] for row in torchconv.implementations() if row.available} - {"reference"})
+
+#: Cases with nothing to convolve are in every kernel's reach but Winograd's.
+PLAIN_3X3 = ["3x3", "3x3_valid", "depthwise"]
+
+
+def operands(case: Case, op: str):
+    x, w, y = normals(case.x).float(), normals(case.w).float(), normals(case.y).float()
+    if op == "conv2d":
+        return x, w
+    return (y, w, case.x[2:]) if op == "conv2d_grad_input" else (x, y, case.w[2:])
+
+
+def chosen(case: Case, op: str, names: str | None = None) -> str:
+    return torchconv.chosen(op, *operands(case, op), *case.geometry, names)
+
+
+def cases_of(row: str, op: str) -> list[str]:
+    return [case.name for case in CASES if chosen(case, op, f"{row},cpu.reference") == row]
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("op", OPS)
+def test_what_each_kernel_does(isa, op):
+    assert cases_of(f"cpu.{isa}.gemm", op) == NAMES
+    assert cases_of(f"cpu.{isa}.winograd", op) == ([] if op == "conv2d_grad_weight" else PLAIN_3X3)
+    assert {"grouped", "depthwise", "depthwise_multiplier"} <= set(cases_of(f"cpu.{isa}.slab", op))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_choice(op):
+    best = torchconv.implementations()[0].name.split(".")[1] if torchconv.implementations()[0].available else SETS[-1]
+    wide = Case("wide", (2, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1, 1, 1))
+    depthwise = Case("depthwise", (2, 64, 14, 14), (64, 1, 3, 3), padding=(1, 1, 1, 1), groups=64)
+    pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
+    kernel = "gemm" if op == "conv2d_grad_weight" else "winograd"
+    assert chosen(wide, op) == f"cpu.{best}.{kernel}"
+    assert chosen(wide, op, "!winograd") == f"cpu.{best}.gemm"
+    assert chosen(depthwise, op) == f"cpu.{best}.slab"
+    assert chosen(pointwise, op) == f"cpu.{best}.gemm"
+
+
+def test_the_choice_does_not_depend_on_the_batch():
+    for size in (4, 7, 14, 56):
+        names = {
+            chosen(Case("", (n, 64, size, size), (64, 64, 3, 3), padding=(1, 1, 1, 1)), op)
+            for n in (1, 2, 8, 64)
+            for op in OPS[:2]
+        }
+        assert len(names) == 1
+
+
+def test_a_list_takes_the_first_that_can():
+    names = "cpu.portable.winograd,cpu.portable.gemm"
+    by_name = {case.name: case for case in CASES}
+    assert chosen(by_name["3x3"], "conv2d", names) == "cpu.portable.winograd"
+    assert chosen(by_name["stride2"], "conv2d", names) == "cpu.portable.gemm"
+    with torchconv.use(*names.split(",")):
+        assert torchconv.chosen("conv2d", *operands(by_name["3x3"], "conv2d"), *by_name["3x3"].geometry) == (
+            "cpu.portable.winograd"
+        )
+    with pytest.raises(RuntimeError, match=r'"cpu\.portable\.winograd" does not do this conv2d problem'):
+        chosen(by_name["stride2"], "conv2d", "cpu.portable.winograd")
+    with pytest.raises(RuntimeError, match='"!cpu" does not do this conv2d problem'):
+        chosen(by_name["3x3"], "conv2d", "!cpu")
+    with pytest.raises(ValueError, match=r"name must be one of .* but got 'cpu\.magic'"), torchconv.use("cpu.magic"):
+        pass
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_instruction_sets_agree(layout):
+    """The same sums in another order: no more apart than their errors."""
+    shapes = [
+        Case("wide", (2, 40, 17, 30), (70, 40, 3, 3), padding=(1, 1, 1, 1)),
+        Case("strided", (2, 35, 33, 20), (40, 35, 5, 3), stride=(2, 2), padding=(2, 2, 1, 1)),
+        Case("depthwise", (2, 48, 23, 31), (48, 1, 7, 7), padding=(3, 3, 3, 3), groups=48),
+        Case("grouped", (2, 40, 15, 15), (40, 4, 3, 3), padding=(1, 1, 1, 1), groups=10, dilation=(2, 1)),
+    ]
+    for case in shapes:
+        for op in OPS:
+            a, b, *rest = operands(case, op)
+            a, b = arrange(a, layout), arrange(b, layout)
+            run = getattr(torch.ops.torchconv, op)
+            results = [
+                run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.{isa}.gemm")
+                for isa in SETS
+                for kernel in KERNELS
+            ]
+            for result in results[1:]:
+                assert (result - results[0]).norm() <= 2e-6 * results[0].norm()
