@@ -74,9 +74,12 @@ void multiply(const Product<T>& product) {
     }
     for (; k < end; ++k) step(k);
   }
-  if (!product.add && !product.finish && product.count >= NV * L) {
+  if (!product.finish && product.count >= NV * L) {
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
       T* c = product.c[m] + product.lane;
+      if (product.add) {
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(c + v * L); });
+      }
       unroll<NV>([&](auto v) __attribute__((always_inline)) { store(c + v * L, sum[m][v]); });
     });
   } else {

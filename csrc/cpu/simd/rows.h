@@ -117,7 +117,7 @@ inline void slab_grad_weight(const Conv& conv, const void* x, const void* y, voi
 
 // Winograd pays from so many channels on: below, its transforms cost more than the products that they save.
 inline bool winograd_suits(const Conv& conv, Op op) {
-  return conv.C_per_group() >= 32 && conv.K_per_group() >= 32 && conv.rows.out >= 4 && conv.cols.out >= 4;
+  return conv.groups == 1 && conv.C >= 32 && conv.K >= 32 && conv.rows.out >= 4 && conv.cols.out >= 4;
 }
 
 // The slab kernel fills its vectors with several groups; gemm has one at a time.

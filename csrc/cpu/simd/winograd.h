@@ -162,15 +162,16 @@ void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64
             __attribute__((always_inline)) { store(u + (r * 6 + s) * stack.plane + i, value); });
 }
 
-// M (+)= V U over `channels` channels
-template <class T>
+// M (+)= V U over `channels` channels; between its products, `meanwhile` is called as often as there are planes.
+template <class T, class Meanwhile>
 void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& u_stack, T* m, const Stack& m_stack,
-                     int64_t tiles, int64_t channels, bool add) {
+                     int64_t tiles, int64_t channels, bool add, Meanwhile& meanwhile) {
   const int64_t no_offset = 0, parts = (tiles - 1) / most_rows<2> + 1;
   Product<T> product{};
   product.offset = &no_offset, product.runs = 1, product.length = channels;
   product.add = add, product.count = m_stack.pitch;
-  for (int64_t plane = 0; plane < planes; ++plane)
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    meanwhile();
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
       const T* a[most_rows<2>];
@@ -180,9 +181,45 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
         c[i - begin] = m + plane * m_stack.plane + i * m_stack.pitch;
       }
       product.a = a, product.b = u + plane * u_stack.plane, product.c = c;
+      // The rows of the next product follow these.
+      product.next = reinterpret_cast<const char*>(a[0] + (end - begin) * v_stack.pitch);
+      product.ahead = v_stack.pitch == channels ? (end - begin) * std::min<int64_t>(channels, 64) * sizeof(T) : 0;
       multiply_rows<T, 2>[end - begin - 1](product);
     }
+  }
 }
+
+// Fetches the cache lines of y that write_outputs is going to write, some at each call.
+template <class S>
+class FetchOutputs {
+ public:
+  FetchOutputs(const Correlation& conv, const Tiles& tiles, int64_t k, int64_t count, S* y, int64_t calls)
+      : conv_(conv), first_(y + k * conv.y.c), bytes_(count * sizeof(S)), q_begin_(tiles.col * 4),
+        q_end_(std::min(tiles.col * 4 + tiles.cols * 4, conv.cols.out)), p_begin_(tiles.row * 4),
+        p_end_(std::min(tiles.row * 4 + tiles.rows * 4, conv.rows.out)), n_(tiles.n), p_(p_begin_), q_(q_begin_) {
+    const int64_t pixels = tiles.images * (p_end_ - p_begin_) * (q_end_ - q_begin_);
+    left_ = conv.y.c == 1 ? pixels : 0;
+    each_ = (pixels - 1) / calls + 1;
+  }
+
+  void operator()() {
+    const int64_t now = std::min(left_, each_);
+    left_ -= now;
+    for (int64_t i = 0; i < now; ++i) {
+      const char* pixel = reinterpret_cast<const char*>(first_ + n_ * conv_.y.n + p_ * conv_.y.h + q_ * conv_.y.w);
+      for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(pixel + byte, 1);
+      if (++q_ == q_end_) {
+        q_ = q_begin_;
+        if (++p_ == p_end_) p_ = p_begin_, ++n_;
+      }
+    }
+  }
+
+ private:
+  const Correlation& conv_;
+  const S* first_;
+  int64_t bytes_, q_begin_, q_end_, p_begin_, p_end_, n_, p_, q_, left_, each_;
+};
 
 // y of `tiles`, output channels [k, k + count) of the whole tensor, from M.
 template <class S>
@@ -191,7 +228,7 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
   using T = Sum<S>;
   using V = Vector<S>;
   constexpr int L = lanes<S>;
-  const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
+  const bool direct = std::is_same_v<S, T> && conv.y.c == 1, plain = !direct || finish.does_nothing();
   const int64_t q0 = tiles.col * 4, width = std::min(tiles.cols * 4, conv.cols.out - q0), NR = stack.pitch;
   Scratch scratch;
   T* buffer = direct ? nullptr : scratch.take<T>(4 * width * NR);
@@ -205,18 +242,26 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
         for (int64_t lane = 0; lane < count; lane += L) {
           const int64_t across = std::min<int64_t>(4, width - col * 4);
           T* corner = to + col * 4 * to_w + lane;
-          transform_2d<T, 6, 4>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return load(m + lane + (i * 6 + j) * stack.plane); },
-              [](const V(&in)[6], V(&out)[4]) __attribute__((always_inline)) { transform_output<T>(in, out); },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) {
-                if (i >= height || j >= across) return;
-                if (!direct)
-                  store(corner + i * to_h + j * to_w, value);
-                else if (count - lane >= L)
-                  store(corner + i * to_h + j * to_w, finish(value, lane));
-                else
-                  store(corner + i * to_h + j * to_w, finish(value, lane), count - lane);
-              });
+          const auto transform = [&](const auto& put) __attribute__((always_inline)) {
+            transform_2d<T, 6, 4>(
+                [&](auto i, auto j) __attribute__((always_inline)) { return load(m + lane + (i * 6 + j) * stack.plane); },
+                [](const V(&in)[6], V(&out)[4]) __attribute__((always_inline)) { transform_output<T>(in, out); }, put);
+          };
+          if (height == 4 && across == 4 && plain && (!direct || count - lane >= L)) {
+            transform([&](auto i, auto j, V value) __attribute__((always_inline)) {
+              store(corner + i * to_h + j * to_w, value);
+            });
+          } else {
+            transform([&](auto i, auto j, V value) __attribute__((always_inline)) {
+              if (i >= height || j >= across) return;
+              if (!plain) value = finish(value, lane);
+              if (!direct || count - lane >= L) {
+                store(corner + i * to_h + j * to_w, value);
+              } else {
+                store(corner + i * to_h + j * to_w, value, count - lane);
+              }
+            });
+          }
         }
       if (direct) continue;
       const bool whole = width == conv.cols.out && conv.y.h == width * conv.y.w;
@@ -267,7 +312,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
         make_v(conv, tiles, group * C, C, x, v, v_stack);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          multiply_planes(v, v_stack, u + panel * u_stack.size(), u_stack, m, m_stack, tiles.count(), C, false);
+          FetchOutputs<S> fetch(conv, tiles, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, planes);
+          multiply_planes(v, v_stack, u + panel * u_stack.size(), u_stack, m, m_stack, tiles.count(), C, false, fetch);
           write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
                         finish(panel));
         }
@@ -275,28 +321,35 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     } else {
       // Many weights: each unit makes the U of its output channels slab by slab, and all share the V of many tiles.
       const Cut cut(conv, std::clamp<int64_t>(shared_v / int64_t(sizeof(T)) / planes / C, 1, most_tiles));
-      const int64_t v_pitch = (C + L - 1) / L * L, slabs = (C - 1) / slab_channels + 1;
-      T* v = scratch.take<T>(Stack(cut.images * cut.rows * cut.cols, v_pitch).size());
+      const int64_t slabs = (C - 1) / slab_channels + 1;
+      T* v = scratch.take<T>(slabs * Stack(cut.images * cut.rows * cut.cols, slab_channels).size());
       for (int64_t part = 0; part < cut.count(); ++part) {
         const Tiles tiles = cut[part];
-        const Stack v_stack(tiles.count(), v_pitch), m_stack(tiles.count(), NR);
+        const Stack v_stack(tiles.count(), slab_channels), m_stack(tiles.count(), NR);
         const int64_t rows = tiles.images * tiles.rows;
         parallel_for(rows * slabs, double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
           const FlushSubnormals flush;
-          const int64_t row = unit / slabs, c = unit % slabs * slab_channels;
+          const int64_t row = unit / slabs, slab = unit % slabs, c = slab * slab_channels;
           const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
-          make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * v_pitch + c,
-                 v_stack);
+          make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x,
+                 v + slab * v_stack.size() + row * tiles.cols * slab_channels, v_stack);
         });
         parallel_for(panels, products * tiles.count(), [&](int64_t panel) {
           const FlushSubnormals flush;
           Scratch scratch;
-          const Stack slab(slab_channels, NR);
-          T *u = scratch.take<T>(slab.size()), *m = scratch.take<T>(m_stack.size());
-          for (int64_t c = 0; c < C; c += slab_channels) {
-            const int64_t channels = std::min(slab_channels, C - c);
-            make_u(conv, w, group, panel * NR, NR, c, channels, u, slab);
-            multiply_planes(v + c, v_stack, u, slab, m, m_stack, tiles.count(), channels, c > 0);
+          const Stack u_slab(slab_channels, NR);
+          T *u = scratch.take<T>(u_slab.size()), *m = scratch.take<T>(m_stack.size());
+          FetchOutputs<S> fetch(conv, tiles, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, planes);
+          const auto wait = [] {};
+          for (int64_t slab = 0; slab < slabs; ++slab) {
+            const int64_t c = slab * slab_channels, channels = std::min(slab_channels, C - c);
+            make_u(conv, w, group, panel * NR, NR, c, channels, u, u_slab);
+            const T* v_slab = v + slab * v_stack.size();
+            if (slab + 1 < slabs) {
+              multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, wait);
+            } else {
+              multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, fetch);
+            }
           }
           write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
                         finish(panel));
