@@ -13,6 +13,8 @@
 
 #include "winograd.h"
 
+#include "winograd_weight.h"
+
 #include "slab.h"
 
 #include "peak.h"

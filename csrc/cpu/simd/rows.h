@@ -52,7 +52,6 @@ inline void gemm_grad_weight(const Conv& conv, const void* x, const void* y, voi
 }
 
 inline bool winograd_supports(const Conv& conv, Op op) {
-  if (op == Op::grad_weight) return false;
   const auto fits = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
   return fits(conv.rows) && fits(conv.cols) && conv.C_per_group() <= 4096 && conv.K_per_group() <= 4096 && conv.C > 0 &&
          conv.N > 0;
@@ -115,6 +114,13 @@ inline void slab_grad_weight(const Conv& conv, const void* x, const void* y, voi
   });
 }
 
+inline void winograd_grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
+  with_dtype(conv.dtype, [&](auto t) {
+    using S = decltype(t);
+    winograd::grad_weight(conv, static_cast<const S*>(x), static_cast<const S*>(y), static_cast<S*>(w));
+  });
+}
+
 // Winograd pays from so many channels on: below, its transforms cost more than the products that they save.
 inline bool winograd_suits(const Conv& conv, Op op) {
   return conv.groups == 1 && conv.C >= 32 && conv.K >= 32 && conv.rows.out >= 4 && conv.cols.out >= 4;
@@ -128,7 +134,7 @@ inline bool always(const Conv&, Op) { return true; }
 inline std::vector<Implementation> rows(const std::string& isa, bool (*available)()) {
   static const std::string names[] = {"cpu." + isa + ".winograd", "cpu." + isa + ".slab", "cpu." + isa + ".gemm"};
   return {
-      {names[0].c_str(), available, winograd_supports, winograd_suits, winograd_forward, winograd_grad_input, nullptr},
+      {names[0].c_str(), available, winograd_supports, winograd_suits, winograd_forward, winograd_grad_input, winograd_grad_weight},
       {names[1].c_str(), available, slab_supports, slab_suits, slab_forward, slab_grad_input, slab_grad_weight},
       {names[2].c_str(), available, gemm_supports, always, gemm_forward, gemm_grad_input, gemm_grad_weight},
   };
