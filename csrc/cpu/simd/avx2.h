@@ -88,3 +88,7 @@ INLINE __m256 permute(__m256 v, const int32_t* index) {
 INLINE __m256d permute(__m256d v, const int32_t* index) {
   return __m256d{v[index[0]], v[index[1]], v[index[2]], v[index[3]]};
 }
+// Stores past the caches; the address is a multiple of the vector's size. finish_streams() before others may read.
+INLINE void stream(float* p, __m256 v) { _mm256_stream_ps(p, v); }
+INLINE void stream(double* p, __m256d v) { _mm256_stream_pd(p, v); }
+INLINE void finish_streams() { _mm_sfence(); }

@@ -80,3 +80,7 @@ INLINE __m512d permute(__m512d v, const int32_t* index) {
   const __m256i wide = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
   return _mm512_permutexvar_pd(_mm512_cvtepi32_epi64(wide), v);
 }
+// Stores past the caches; the address is a multiple of the vector's size. finish_streams() before others may read.
+INLINE void stream(float* p, __m512 v) { _mm512_stream_ps(p, v); }
+INLINE void stream(double* p, __m512d v) { _mm512_stream_pd(p, v); }
+INLINE void finish_streams() { _mm_sfence(); }

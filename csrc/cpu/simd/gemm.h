@@ -79,6 +79,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   using T = Sum<S>;
   constexpr int L = lanes<S>;
   const Plan plan = gemm::plan<S>(conv);
+  const bool stream = streams(conv, y);
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   const int64_t NR = plan.lanes_per_panel, panel_size = NR * taps * C;
   const int64_t P = conv.rows.out, Q = conv.cols.out;
@@ -168,6 +169,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         product.offset = offset, product.runs = runs;
         product.length = whole_rows ? conv.cols.kernel * channels : channels;
         product.add = cb > 0;
+        product.stream = stream && plan.channel_blocks == 1;
         Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
         const bool last = cb == plan.channel_blocks - 1;
         product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
@@ -213,6 +215,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           }
         }
       }
+      if (stream) finish_streams();
       if (direct) return;
       const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
       const int64_t k = (panel - group * plan.panels) * NR, count = std::min(width, K - k);

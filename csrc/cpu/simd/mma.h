@@ -20,6 +20,7 @@ struct Product {
   // What is fetched meanwhile: the rows of A of a later call, of which `ahead` are given.
   const char* next;
   int64_t ahead;
+  bool stream;  // past the caches
 };
 
 // Adds, finishes and stores what is more than a plain tile: `rows` rows of sums.
@@ -60,10 +61,11 @@ void multiply(const Product<T>& product) {
     });
   };
   const char* next = product.next;
-  unroll<MR>([&](auto m) __attribute__((always_inline)) {
-    unroll<NV>([&](auto v)
-                   __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
-  });
+  if (!product.stream)
+    unroll<MR>([&](auto m) __attribute__((always_inline)) {
+      unroll<NV>([&](auto v)
+                     __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
+    });
   for (int64_t i = 0; i < product.runs; ++i) {
     const int64_t begin = product.offset[i], end = begin + product.length;
     int64_t k = begin;
@@ -80,7 +82,11 @@ void multiply(const Product<T>& product) {
       if (product.add) {
         unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(c + v * L); });
       }
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { store(c + v * L, sum[m][v]); });
+      if (product.stream) {
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { stream(c + v * L, sum[m][v]); });
+      } else {
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { store(c + v * L, sum[m][v]); });
+      }
     });
   } else {
     T rows[MR][NV * L];

@@ -56,3 +56,7 @@ INLINE void store(S* p, Vector<S> v) {
 // lane i of the result: lane index[i] of v
 INLINE V4 permute(V4 v, const int32_t* index) { return V4{v[index[0]], v[index[1]], v[index[2]], v[index[3]]}; }
 INLINE V2 permute(V2 v, const int32_t* index) { return V2{v[index[0]], v[index[1]]}; }
+// Stores past the caches; the address is a multiple of the vector's size. finish_streams() before others may read.
+INLINE void stream(float* p, V4 v) { store(p, v); }
+INLINE void stream(double* p, V2 v) { store(p, v); }
+INLINE void finish_streams() {}

@@ -134,7 +134,8 @@ inline bool always(const Conv&, Op) { return true; }
 inline std::vector<Implementation> rows(const std::string& isa, bool (*available)()) {
   static const std::string names[] = {"cpu." + isa + ".winograd", "cpu." + isa + ".slab", "cpu." + isa + ".gemm"};
   return {
-      {names[0].c_str(), available, winograd_supports, winograd_suits, winograd_forward, winograd_grad_input, winograd_grad_weight},
+      {names[0].c_str(), available, winograd_supports, winograd_suits, winograd_forward, winograd_grad_input,
+       winograd_grad_weight},
       {names[1].c_str(), available, slab_supports, slab_suits, slab_forward, slab_grad_input, slab_grad_weight},
       {names[2].c_str(), available, gemm_supports, always, gemm_forward, gemm_grad_input, gemm_grad_weight},
   };

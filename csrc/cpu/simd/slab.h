@@ -116,6 +116,7 @@ struct Row {
   T* out;
   int64_t out_pitch;
   int count;  // of lanes to be stored
+  bool stream;
   const Finish<T>* finish;
   int64_t step;  // from one output to the next, in pixels of x
 };
@@ -156,7 +157,9 @@ void correlate_row(const Row<T>& row) {
   }
   unroll<MR>([&](auto m) __attribute__((always_inline)) {
     const V value = row.finish ? (*row.finish)(sum[m], 0) : sum[m];
-    if (row.count == L) {
+    if (row.stream) {
+      stream(row.out + m * row.out_pitch, value);
+    } else if (row.count == L) {
       store(row.out + m * row.out_pitch, value);
     } else {
       store(row.out + m * row.out_pitch, value, row.count);
@@ -211,6 +214,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   if (single) functions = row_functions<T>(1, 0);
 
   if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0) {
+    const bool stream = streams(conv, y);
     // Depthwise, channels last: x is its own slab. Units are a few rows of all channels.
     const int64_t rows = std::clamp<int64_t>(conv.rows.out / std::max<int64_t>(1, 64 / conv.N), 1, 8),
                   row_blocks = (conv.rows.out - 1) / rows + 1;
@@ -224,6 +228,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       const int64_t tiles = (conv.cols.out - 1) / most_pixels + 1;
       Row<T> row{};
       row.pitch = conv.x.w, row.out_pitch = conv.y.w, row.count = L;
+      row.stream = stream;
       for (int64_t p = begin; p < end; ++p) {
         const int64_t h = conv.rows.position(p, 0), d = conv.rows.dilation;
         const int64_t r_begin = h >= 0 ? 0 : std::min((-h - 1) / d + 1, conv.rows.kernel);
@@ -244,6 +249,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           }
         }
       }
+      if (stream) finish_streams();
     });
     return;
   }

@@ -43,6 +43,7 @@ template <class S>
 void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Sum<S>* to, int64_t pitch,
                int64_t ahead = 0) {
   constexpr int L = lanes<S>;
+  if ((lane == 1 || count == 1) && row == count && pitch == count) count *= rows, rows = 1, lane = 1;  // one long row
   if (lane == 1) {
     for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
       for (int64_t j = 0; ahead && j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + ahead + j);
@@ -70,6 +71,16 @@ void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t c
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < count; ++j) to[i * pitch + j] = Sum<S>(from[i * row + j * lane]);
   }
+}
+
+// Whether y is written past the caches: a result that does not fit into them anyway, in whole cache lines.
+template <class S>
+bool streams(const Conv& conv, const S* y) {
+  constexpr double most_cached = 8 << 20;
+  const auto is_whole = [](int64_t elements) { return elements * int64_t(sizeof(S)) % 64 == 0; };
+  return std::is_same_v<S, Sum<S>> && conv.y.c == 1 && reinterpret_cast<uintptr_t>(y) % 64 == 0 &&
+         is_whole(conv.groups == conv.K ? conv.K : conv.K_per_group()) && is_whole(conv.y.n) && is_whole(conv.y.h) &&
+         is_whole(conv.y.w) && double(conv.N) * conv.K * conv.rows.out * conv.cols.out * sizeof(S) > most_cached;
 }
 
 // What happens to a sum on its way out: activation(sum + bias).

@@ -194,9 +194,16 @@ template <class S>
 class FetchOutputs {
  public:
   FetchOutputs(const Correlation& conv, const Tiles& tiles, int64_t k, int64_t count, S* y, int64_t calls)
-      : conv_(conv), first_(y + k * conv.y.c), bytes_(count * sizeof(S)), q_begin_(tiles.col * 4),
-        q_end_(std::min(tiles.col * 4 + tiles.cols * 4, conv.cols.out)), p_begin_(tiles.row * 4),
-        p_end_(std::min(tiles.row * 4 + tiles.rows * 4, conv.rows.out)), n_(tiles.n), p_(p_begin_), q_(q_begin_) {
+      : conv_(conv),
+        first_(y + k * conv.y.c),
+        bytes_(count * sizeof(S)),
+        q_begin_(tiles.col * 4),
+        q_end_(std::min(tiles.col * 4 + tiles.cols * 4, conv.cols.out)),
+        p_begin_(tiles.row * 4),
+        p_end_(std::min(tiles.row * 4 + tiles.rows * 4, conv.rows.out)),
+        n_(tiles.n),
+        p_(p_begin_),
+        q_(q_begin_) {
     const int64_t pixels = tiles.images * (p_end_ - p_begin_) * (q_end_ - q_begin_);
     left_ = conv.y.c == 1 ? pixels : 0;
     each_ = (pixels - 1) / calls + 1;
@@ -244,13 +251,13 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
           T* corner = to + col * 4 * to_w + lane;
           const auto transform = [&](const auto& put) __attribute__((always_inline)) {
             transform_2d<T, 6, 4>(
-                [&](auto i, auto j) __attribute__((always_inline)) { return load(m + lane + (i * 6 + j) * stack.plane); },
+                [&](auto i, auto j)
+                    __attribute__((always_inline)) { return load(m + lane + (i * 6 + j) * stack.plane); },
                 [](const V(&in)[6], V(&out)[4]) __attribute__((always_inline)) { transform_output<T>(in, out); }, put);
           };
           if (height == 4 && across == 4 && plain && (!direct || count - lane >= L)) {
-            transform([&](auto i, auto j, V value) __attribute__((always_inline)) {
-              store(corner + i * to_h + j * to_w, value);
-            });
+            transform([&](auto i, auto j, V value)
+                          __attribute__((always_inline)) { store(corner + i * to_h + j * to_w, value); });
           } else {
             transform([&](auto i, auto j, V value) __attribute__((always_inline)) {
               if (i >= height || j >= across) return;

@@ -44,7 +44,8 @@ void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, cons
   const int64_t width = (count + L - 1) / L * L;
   Correlation gradient;  // reads y, whose outputs beyond the last count as zeros
   gradient.x = conv.y;
-  gradient.rows = {conv.rows.out, 1, tiles.rows * 4, 1, 1, 0}, gradient.cols = {conv.cols.out, 1, tiles.cols * 4, 1, 1, 0};
+  gradient.rows = {conv.rows.out, 1, tiles.rows * 4, 1, 1, 0},
+  gradient.cols = {conv.cols.out, 1, tiles.cols * 4, 1, 1, 0};
   for (int64_t n = tiles.n; n < tiles.n + tiles.images; ++n)
     for (int64_t row = tiles.row; row < tiles.row + tiles.rows; ++row) {
       Scratch scratch;
@@ -56,16 +57,18 @@ void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, cons
         for (int64_t lane = 0; lane < count; lane += L) {
           const T* corner = copy + col * 4 * width + lane;
           transform_2d<T, 4, 6>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
+              [&](auto i, auto j)
+                  __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
               [](const V(&in)[4], V(&out)[6]) __attribute__((always_inline)) { transform_gradient<T>(in, out); },
-              [&](auto i, auto j, V value) __attribute__((always_inline)) { store(d + lane + (i * 6 + j) * stack.plane, value); });
+              [&](auto i, auto j, V value)
+                  __attribute__((always_inline)) { store(d + lane + (i * 6 + j) * stack.plane, value); });
         }
     }
 }
 
-constexpr int64_t shared_d = 4 << 20;   // V, and D, of a chunk, in bytes
-constexpr int64_t all_m = 14 << 20;     // M of the output channels that are done at a time
-constexpr int64_t chunk_tiles = 196;    // whose sums are kept in registers
+constexpr int64_t shared_d = 4 << 20;           // V, and D, of a chunk, in bytes
+constexpr int64_t all_m = 14 << 20;             // M of the output channels that are done at a time
+constexpr int64_t chunk_tiles = 196;            // whose sums are kept in registers
 constexpr int64_t together = 5 * most_rows<2>;  // output channels of a unit
 
 template <class S>
@@ -81,7 +84,8 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
     for (int64_t k = 0; k < K; k += slice) {
       const int64_t filters = std::min(slice, K - k), d_pitch = (filters + L - 1) / L * L;
       Scratch scratch;
-      const Cut cut(conv, std::clamp<int64_t>(shared_d / int64_t(sizeof(T)) / planes / std::max(c_pitch, d_pitch), 1, chunk_tiles));
+      const Cut cut(conv, std::clamp<int64_t>(shared_d / int64_t(sizeof(T)) / planes / std::max(c_pitch, d_pitch), 1,
+                                              chunk_tiles));
       const int64_t tiles_at_once = cut.images * cut.rows * cut.cols;
       T* m = scratch.take<T>(planes * filters * c_pitch);
       T* v = scratch.take<T>(Stack(tiles_at_once, c_pitch).size());
@@ -90,23 +94,27 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         const Tiles tiles = cut[chunk];
         const Stack v_stack(tiles.count(), c_pitch), d_stack(tiles.count(), d_pitch);
         // Tile rows x slabs of channels, of x first and then of y.
-        const int64_t rows = tiles.images * tiles.rows, v_slabs = (C - 1) / slab_channels + 1, d_slabs = (filters - 1) / slab_channels + 1;
+        const int64_t rows = tiles.images * tiles.rows, v_slabs = (C - 1) / slab_channels + 1,
+                      d_slabs = (filters - 1) / slab_channels + 1;
         parallel_for(rows * (v_slabs + d_slabs), double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
           const FlushSubnormals flush;
           const int64_t row = unit / (v_slabs + d_slabs), slab = unit % (v_slabs + d_slabs);
           const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
           if (slab < v_slabs) {
             const int64_t c = slab * slab_channels;
-            make_v(problem, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * c_pitch + c, v_stack);
+            make_v(problem, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * c_pitch + c,
+                   v_stack);
           } else {
             const int64_t f = (slab - v_slabs) * slab_channels;
-            make_d(conv, one, group * K + k + f, std::min(slab_channels, filters - f), y, d + row * tiles.cols * d_pitch + f, d_stack);
+            make_d(conv, one, group * K + k + f, std::min(slab_channels, filters - f), y,
+                   d + row * tiles.cols * d_pitch + f, d_stack);
           }
         });
         const int64_t units = (filters - 1) / together + 1, no_offset = 0;
         parallel_for(planes * units, double(tiles.count()) * together * C, [&](int64_t unit) {
           const FlushSubnormals flush;
-          const int64_t plane = unit / units, begin = filters * (unit % units) / units, end = filters * (unit % units + 1) / units;
+          const int64_t plane = unit / units, begin = filters * (unit % units) / units,
+                        end = filters * (unit % units + 1) / units;
           OuterProduct<T> product{};
           product.a_offset = product.b_offset = &no_offset, product.segments = 1, product.length = tiles.count();
           product.a_step = d_pitch, product.b_step = c_pitch;
@@ -116,7 +124,8 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
             const int64_t parts = (end - begin - 1) / (wide ? most_rows<2> : most_rows<1>)+1;
             product.b = v + plane * v_stack.plane + c;
             for (int64_t part = 0; part < parts; ++part) {
-              const int64_t f = begin + (end - begin) * part / parts, MR = begin + (end - begin) * (part + 1) / parts - f;
+              const int64_t f = begin + (end - begin) * part / parts,
+                            MR = begin + (end - begin) * (part + 1) / parts - f;
               product.a = d + plane * d_stack.plane + f;
               product.c = m + (plane * filters + f) * c_pitch + c;
               if (wide) {
@@ -135,13 +144,18 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         T* taps = scratch.take<T>(9 * c_pitch);
         for (int64_t c = 0; c < C; c += L)
           transform_2d<T, 6, 3>(
-              [&](auto i, auto j) __attribute__((always_inline)) { return load(m + ((i * 6 + j) * filters + f) * c_pitch + c); },
-              [](const Vector<S>(&in)[6], Vector<S>(&out)[3]) __attribute__((always_inline)) { transform_taps<T>(in, out); },
-              [&](auto r, auto s, Vector<S> value) __attribute__((always_inline)) { store(taps + (r * 3 + s) * c_pitch + c, value); });
+              [&](auto i, auto j)
+                  __attribute__((always_inline)) { return load(m + ((i * 6 + j) * filters + f) * c_pitch + c); },
+              [](const Vector<S>(&in)[6], Vector<S>(&out)[3])
+                  __attribute__((always_inline)) { transform_taps<T>(in, out); },
+              [&](auto r, auto s, Vector<S> value)
+                  __attribute__((always_inline)) { store(taps + (r * 3 + s) * c_pitch + c, value); });
         S* to = w + (group * K + k + f) * conv.w.n;
         if (conv.w.h == 3 * conv.w.w) return write_tile(taps, c_pitch, 9, C, to, conv.w.w, conv.w.c, Finish<T>(), 0);
         for (int64_t r = 0; r < 3; ++r)
-          for (int64_t s = 0; s < 3; ++s) write_tile(taps + (r * 3 + s) * c_pitch, 0, 1, C, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c, Finish<T>(), 0);
+          for (int64_t s = 0; s < 3; ++s)
+            write_tile(taps + (r * 3 + s) * c_pitch, 0, 1, C, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c,
+                       Finish<T>(), 0);
       });
     }
 }
