@@ -176,16 +176,19 @@ const CorrelateRow<T>* row_table(std::integer_sequence<int, m...>) {
   return table;
 }
 
+constexpr auto row_sizes = std::make_integer_sequence<int, most_pixels>();
+
 // The functions for runs of `taps` taps, by the number of outputs less one; null if there are none.
 template <class T>
 const CorrelateRow<T>* row_functions(int64_t taps, int64_t step) {
-  constexpr auto outputs = std::make_integer_sequence<int, most_pixels>();
-  if (taps == 3 && step == 1) return row_table<T, 3, 1>(outputs);
-  if (taps == 5 && step == 1) return row_table<T, 5, 1>(outputs);
-  if (taps == 7 && step == 1) return row_table<T, 7, 1>(outputs);
-  if (taps == 3 && step == 2) return row_table<T, 3, 2>(outputs);
-  if (taps == 5 && step == 2) return row_table<T, 5, 2>(outputs);
-  if (taps == 1) return row_table<T, 1, 0>(outputs);
+  if (taps == 1 && step == 1) return row_table<T, 1, 1>(row_sizes);
+  if (taps == 2 && step == 1) return row_table<T, 2, 1>(row_sizes);
+  if (taps == 3 && step == 1) return row_table<T, 3, 1>(row_sizes);
+  if (taps == 4 && step == 1) return row_table<T, 4, 1>(row_sizes);
+  if (taps == 5 && step == 1) return row_table<T, 5, 1>(row_sizes);
+  if (taps == 7 && step == 1) return row_table<T, 7, 1>(row_sizes);
+  if (taps == 3 && step == 2) return row_table<T, 3, 2>(row_sizes);
+  if (taps == 5 && step == 2) return row_table<T, 5, 2>(row_sizes);
   return nullptr;
 }
 
@@ -207,13 +210,12 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   }
 
   const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
-  const auto* functions = conv.cols.dilation == 1
-                              ? row_functions<T>(conv.cols.kernel, conv.cols.kernel == 1 ? 1 : conv.cols.stride)
-                              : nullptr;
-  const bool single = !functions || conv.cols.kernel == 1;  // taps that are no runs
-  if (single) functions = row_functions<T>(1, 0);
+  const bool joined = conv.cols.kernel == 1 || conv.cols.dilation == 1;
+  const auto* functions = joined ? row_functions<T>(conv.cols.kernel, conv.cols.kernel == 1 ? 1 : conv.cols.stride) : nullptr;
+  const bool single = !functions;  // taps that are no runs
+  if (single) functions = row_table<T, 1, 0>(row_sizes);
 
-  if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0) {
+  if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0 && (conv.cols.kernel > 1 || conv.cols.stride == 1)) {
     const bool stream = streams(conv, y);
     // Depthwise, channels last: x is its own slab. Units are a few rows of all channels.
     const int64_t rows = std::clamp<int64_t>(conv.rows.out / std::max<int64_t>(1, 64 / conv.N), 1, 8),
