@@ -211,11 +211,13 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
   const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
   const bool joined = conv.cols.kernel == 1 || conv.cols.dilation == 1;
-  const auto* functions = joined ? row_functions<T>(conv.cols.kernel, conv.cols.kernel == 1 ? 1 : conv.cols.stride) : nullptr;
+  const auto* functions =
+      joined ? row_functions<T>(conv.cols.kernel, conv.cols.kernel == 1 ? 1 : conv.cols.stride) : nullptr;
   const bool single = !functions;  // taps that are no runs
   if (single) functions = row_table<T, 1, 0>(row_sizes);
 
-  if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0 && (conv.cols.kernel > 1 || conv.cols.stride == 1)) {
+  if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0 &&
+      (conv.cols.kernel > 1 || conv.cols.stride == 1)) {
     const bool stream = streams(conv, y);
     // Depthwise, channels last: x is its own slab. Units are a few rows of all channels.
     const int64_t rows = std::clamp<int64_t>(conv.rows.out / std::max<int64_t>(1, 64 / conv.N), 1, 8),
