@@ -2,21 +2,21 @@
 
 import pytest
 import torch
-from cases import CASES, Case, arrange, normals
+from cases import CASES, Case, arrange, integers, normals
 
 import torchconv
 
 OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
-NAMES = [case.name for case in CASES]
-KERNELS = ["gemm", "slab", "winograd"]
+KERNELS = ["gemm", "planes", "slab", "winograd"]
 SETS = sorted({row.name.split(".")[1] for row in torchconv.implementations() if row.available} - {"reference"})
 
-#: Cases with nothing to convolve are in every kernel's reach but Winograd's.
+#: Where there is nothing to convolve, the reference fills in the zeros.
+NOT_EMPTY = [case.name for case in CASES if 0 not in case.x]
 PLAIN_3X3 = ["3x3", "3x3_valid", "depthwise"]
 
 
-def operands(case: Case, op: str):
-    x, w, y = normals(case.x).float(), normals(case.w).float(), normals(case.y).float()
+def operands(case: Case, op: str, fill=normals):
+    x, w, y = fill(case.x).float(), fill(case.w).float(), fill(case.y).float()
     if op == "conv2d":
         return x, w
     return (y, w, case.x[2:]) if op == "conv2d_grad_input" else (x, y, case.w[2:])
@@ -33,7 +33,7 @@ def cases_of(row: str, op: str) -> list[str]:
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("op", OPS)
 def test_what_each_kernel_does(isa, op):
-    assert cases_of(f"cpu.{isa}.gemm", op) == NAMES
+    assert cases_of(f"cpu.{isa}.gemm", op) == NOT_EMPTY
     assert cases_of(f"cpu.{isa}.winograd", op) == PLAIN_3X3
     assert {"grouped", "depthwise", "depthwise_multiplier"} <= set(cases_of(f"cpu.{isa}.slab", op))
 
@@ -98,3 +98,30 @@ def test_instruction_sets_agree(layout):
             ]
             for result in results[1:]:
                 assert (result - results[0]).norm() <= 2e-6 * results[0].norm()
+
+
+#: Problems whose weights, sums or transforms would outgrow the memory that a kernel keeps per thread.
+LARGE = [
+    Case("many_channels", (1, 300_000, 1, 2), (3, 300_000, 1, 1)),
+    Case("many_filters", (1, 2, 2, 2), (300_000, 2, 1, 1)),
+    Case("many_channels_3x3", (1, 4096, 5, 5), (2, 4096, 3, 3)),
+    Case("many_filters_3x3", (1, 2, 5, 5), (4096, 2, 3, 3)),
+    Case("depthwise_large_kernel", (1, 2048, 40, 2), (2048, 1, 39, 2), groups=2048),
+    Case("depthwise_many_channels", (1, 300_000, 3, 3), (300_000, 1, 3, 3), groups=300_000),
+    Case("large_kernel", (1, 40, 70, 70), (40, 40, 69, 69)),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_scratch_is_bounded(case, op, layout):
+    """What does not fit into a kernel's memory is done by another row, not refused and not wrong."""
+    a, b, *rest = operands(case, op, integers)
+    a, b = arrange(a, layout), arrange(b, layout)
+    run = getattr(torch.ops.torchconv, op)
+    expected = run(a, b, *rest, *case.geometry, "cpu.reference")
+    for isa in SETS:
+        for kernel in KERNELS:
+            result = run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.reference")
+            assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()

@@ -16,6 +16,7 @@ namespace torchconv::cpu {
 // As in Conv, x is what is read and y what is made. The taps of group g start w_group * g elements into w.
 struct Correlation : Conv {
   int64_t w_group = 0;
+  int64_t phases = 1;  // that make up the whole result
 };
 
 inline Correlation forward_correlation(const Conv& conv) {
@@ -61,6 +62,7 @@ void for_each_phase(const Conv& conv, const Body& body) {
       problem.y = {conv.x.n, conv.x.c, conv.x.h * conv.rows.stride, conv.x.w * conv.cols.stride};
       problem.w = {conv.w.c, conv.w.n, -conv.w.h * rows.step, -conv.w.w * cols.step};
       problem.w_group = conv.K_per_group() * conv.w.n;
+      problem.phases = conv.rows.stride * conv.cols.stride;
       body(problem, rows.last_tap * conv.w.h + cols.last_tap * conv.w.w, h * conv.x.h + w * conv.x.w);
     }
 }

@@ -17,6 +17,8 @@
 
 #include "slab.h"
 
+#include "planes.h"
+
 #include "peak.h"
 
 #include "rows.h"

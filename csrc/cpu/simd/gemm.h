@@ -7,70 +7,62 @@
 namespace gemm {
 
 // How a correlation is cut. Nothing here changes a sum but `channels`, which depends on neither batch nor threads.
+template <class S>
 struct Plan {
   static constexpr int64_t panel_bytes = 320 << 10;  // of weights that are multiplied with one patch: half of L2
   static constexpr int64_t patch_bytes = 256 << 10;  // a quarter
   static constexpr int64_t weights_bytes = 8 << 20;  // packed at a time
+  static constexpr int64_t buffer_bytes = 2 << 20;   // of results on their way to another layout or dtype
   static constexpr int64_t most_channels = 512;
 
   int64_t lanes_per_panel;           // NR
   int64_t channels, channel_blocks;  // of the reduction, at a time
   int64_t panels;                    // in a group
   int64_t panels_per_unit;
-  int64_t images, rows, cols;  // of a block of pixels
-  bool in_place;               // x is its own patch
-  bool direct;                 // tiles are stored where they belong; else by way of a buffer
+  bool in_place;  // x is its own patch
+  bool direct;    // tiles are stored where they belong; else by way of a buffer
   bool possible;
+  Blocks<S> blocks;
 };
 
 template <class S>
-Plan plan(const Correlation& conv) {
+Plan<S> plan(const Correlation& conv) {
   using T = Sum<S>;
+  using Plan = gemm::Plan<S>;
   constexpr int L = lanes<S>, size = sizeof(T);
-  Plan plan{};
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
-  const int64_t P = conv.rows.out, Q = conv.cols.out;
-  plan.lanes_per_panel = K <= L ? L : 2 * L;
-  plan.panels = (K - 1) / plan.lanes_per_panel + 1;
+  const int64_t P = conv.rows.out, Q = conv.cols.out, NR = K <= L ? L : 2 * L;
 
   // Channels at a time: as many as keep a panel small.
   const double most =
-      std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / plan.lanes_per_panel /
-                                                std::max<double>(1, double(conv.rows.kernel) * conv.cols.kernel));
-  plan.channel_blocks = std::max<int64_t>(1, std::ceil(C / std::max(1.0, most)));
-  plan.channels = std::max<int64_t>(1, (C - 1) / plan.channel_blocks + 1);
-  plan.channel_blocks = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
-  const double panel = double(taps) * plan.channels * plan.lanes_per_panel * size;
+      std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / NR / std::max<double>(1, double(taps)));
+  int64_t channel_blocks = std::max<int64_t>(1, std::ceil(C / std::max(1.0, most)));
+  const int64_t channels = std::max<int64_t>(1, (C - 1) / channel_blocks + 1);
+  channel_blocks = std::max<int64_t>(1, (C - 1) / channels + 1);
+  const double panel = double(taps) * channels * NR * size;
 
-  // Pixels at a time: a multiple of the register tile, unless the patch grows too large.
-  const int64_t pixels = 16 * most_rows<2>;
-  const auto bytes = [&](int64_t rows, int64_t cols) {
-    const Patch patch(conv, {0, 1, 0, rows, 0, cols}, plan.channels);
-    return double(patch.rows.size) * patch.cols.size * plan.channels * size;
-  };
-  plan.images = plan.rows = 1, plan.cols = Q;
-  if (bytes(1, Q) > Plan::patch_bytes || Q > 2 * pixels) {
-    plan.cols = std::min(Q, pixels);
-    while (plan.cols > 1 && bytes(1, plan.cols) > Plan::patch_bytes) plan.cols = (plan.cols + 1) / 2;
-  } else {
-    plan.rows = std::clamp<int64_t>(pixels / Q, 1, P);
-    while (plan.rows > 1 && bytes(plan.rows, Q) > Plan::patch_bytes) --plan.rows;
-    plan.rows = (P - 1) / ((P - 1) / plan.rows + 1) + 1;
-    if (plan.rows == P) {
-      plan.images = std::clamp<int64_t>(pixels / (P * Q), 1, conv.N);
-      while (plan.images > 1 && plan.images * bytes(P, Q) > Plan::patch_bytes) --plan.images;
-    }
-  }
-  plan.possible =
-      plan.images * bytes(plan.rows, plan.cols) <= 4.0 * Plan::patch_bytes && panel <= 4.0 * Plan::panel_bytes;
+  // Pixels at a time: a multiple of the register tile.
+  Plan plan{NR,
+            channels,
+            channel_blocks,
+            (K - 1) / NR + 1,
+            1,
+            false,
+            false,
+            false,
+            Blocks<S>(conv, 16 * most_rows<2>, channels, Plan::patch_bytes)};
+  plan.direct = std::is_same_v<S, T> && conv.y.c == 1;
+  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && panel * channel_blocks <= Plan::weights_bytes &&
+                  double(conv.groups) * plan.panels * NR * size <= Plan::weights_bytes / 2;  // bias
 
-  plan.panels_per_unit =
-      std::clamp<int64_t>(int64_t(Plan::panel_bytes / std::max(1.0, panel * plan.channel_blocks)), 1, plan.panels);
+  const double fitting =
+      std::min(Plan::panel_bytes / std::max(1.0, panel * channel_blocks),
+               plan.direct ? double(plan.panels) : double(Plan::buffer_bytes) / (plan.blocks.pixels() * NR * size));
+  plan.panels_per_unit = std::clamp<int64_t>(int64_t(fitting), 1, plan.panels);
   const int64_t spread = 1024;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
   plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
                   conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
-  plan.direct = std::is_same_v<S, T> && conv.y.c == 1;
   return plan;
 }
 
@@ -78,12 +70,12 @@ template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
+  using Plan = gemm::Plan<S>;
   const Plan plan = gemm::plan<S>(conv);
   const bool stream = streams(conv, y);
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   const int64_t NR = plan.lanes_per_panel, panel_size = NR * taps * C;
   const int64_t P = conv.rows.out, Q = conv.cols.out;
-  if (conv.N == 0 || K == 0 || P == 0 || Q == 0) return;
   Scratch scratch;
 
   // bias[group][panel][lane]
@@ -94,9 +86,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       bias[k / K * plan.panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
   }
 
-  const int64_t image_blocks = (conv.N - 1) / plan.images + 1, row_blocks = (P - 1) / plan.rows + 1,
-                col_blocks = (Q - 1) / plan.cols + 1;
-  const int64_t blocks = image_blocks * row_blocks * col_blocks;
+  const int64_t blocks = plan.blocks.count();
 
   // Rounds over panels of all groups, so that the packed weights stay bounded.
   const int64_t all_panels = conv.groups * plan.panels;
@@ -118,18 +108,14 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     const int64_t sets_per_group = (plan.panels - 1) / per_unit + 1;
     const int64_t first_group = first / plan.panels, last_group = (first + round - 1) / plan.panels;
     const int64_t sets = (last_group - first_group + 1) * sets_per_group;
-    const double work = double(std::min(plan.images, conv.N)) * plan.rows * plan.cols * taps * C * per_unit * NR;
+    const double work = double(plan.blocks.pixels()) * taps * C * per_unit * NR;
     parallel_for(blocks * sets, work, [&](int64_t unit) {
       const int64_t set = unit / blocks, group = first_group + set / sets_per_group;
       const int64_t panel = std::max(first, group * plan.panels + set % sets_per_group * per_unit);
       const int64_t panel_end = std::min(
           {first + round, (group + 1) * plan.panels, group * plan.panels + (set % sets_per_group + 1) * per_unit});
       if (panel >= panel_end) return;
-      int64_t rest = unit % blocks;
-      const int64_t q = rest % col_blocks * plan.cols, p = rest / col_blocks % row_blocks * plan.rows,
-                    n = rest / col_blocks / row_blocks * plan.images;
-      const Block block{n, std::min(n + plan.images, conv.N), p, std::min(p + plan.rows, P),
-                        q, std::min(q + plan.cols, Q)};
+      const Block block = plan.blocks[unit % blocks];
 
       const FlushSubnormals flush;
       Scratch scratch;

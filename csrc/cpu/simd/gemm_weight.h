@@ -1,11 +1,13 @@
-// gemm, the third operator: grad_weight as an implicit matrix product. The reduction runs over pixels; lanes are the
-// input channels, or taps x channels where these are neighbours in the patch, and rows are output channels.
+// gemm, the third operator: grad_weight as an implicit matrix product. The reduction runs over pixels. One side of the
+// product are the input channels, or taps x channels where these are neighbours in the patch; the other side are the
+// output channels. Lanes are the side that fills them better.
 //
 // The pixels are cut into chunks, a number that depends on the problem alone. Each chunk is summed up block by block
 // into a matrix of its own, and these are added up in order: short sums, in the same order on any number of threads.
 
 namespace gemm {
 
+template <class S>
 struct WeightPlan {
   static constexpr int64_t patch_bytes = 256 << 10;
   static constexpr int64_t sums_bytes = 8 << 20;  // of all chunks
@@ -13,72 +15,58 @@ struct WeightPlan {
 
   int64_t channels, channel_groups;  // C of a unit
   int64_t filters, filter_groups;    // K of a unit
-  int64_t images, rows, cols;        // of a block of pixels
-  int64_t blocks, chunks;
-  bool joined;                          // taps of a kernel row and channels are one run of lanes
-  int64_t runs, run_length, run_pitch;  // lanes: `runs` rows of `run_length`
+  int64_t chunks;
+  bool joined;               // taps of a kernel row and channels are one run of lanes
+  int64_t runs, run_length;  // of x under one pixel
+  bool swapped;              // lanes are output channels
+  int64_t pitch, run_pitch;  // of the sums: from one row to the next, and from one run to the next
   bool x_in_place, y_in_place;
   bool possible;
+  Blocks<S> blocks;
 
-  int64_t sums() const { return filters * runs * run_pitch; }
+  int64_t sums() const { return swapped ? runs * run_pitch : filters * pitch; }
 };
 
 template <class S>
-WeightPlan weight_plan(const Conv& conv) {
+WeightPlan<S> weight_plan(const Conv& conv) {
   using T = Sum<S>;
   constexpr int L = lanes<S>, size = sizeof(T);
-  WeightPlan plan{};
+  using Plan = WeightPlan<S>;
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
   const int64_t taps = conv.rows.kernel * conv.cols.kernel;
-  const int64_t pixels = 256;
-
   const auto share = [](int64_t all, int64_t most, int64_t multiple) {
     const int64_t parts = std::max<int64_t>(1, (all - 1) / most + 1);
     return std::max<int64_t>(1, std::min(all, ((all - 1) / parts / multiple + 1) * multiple));
   };
-  plan.filters = share(K, 128, most_rows<2>);
-  plan.channels = share(C, 256, 2 * L);
-  const auto bytes = [&](int64_t rows, int64_t cols) {
-    const Patch patch(conv, {0, 1, 0, rows, 0, cols}, plan.channels);
-    return double(patch.rows.size) * patch.cols.size * plan.channels * size;
-  };
-  const auto cut = [&] {
-    plan.images = plan.rows = 1, plan.cols = Q;
-    if (bytes(1, Q) > WeightPlan::patch_bytes || Q > 2 * pixels) {
-      plan.cols = std::min(Q, pixels);
-      while (plan.cols > 1 && bytes(1, plan.cols) > WeightPlan::patch_bytes) plan.cols = (plan.cols + 1) / 2;
-      return;
-    }
-    plan.rows = std::clamp<int64_t>(pixels / Q, 1, P);
-    while (plan.rows > 1 && bytes(plan.rows, Q) > WeightPlan::patch_bytes) --plan.rows;
-    plan.rows = (P - 1) / ((P - 1) / plan.rows + 1) + 1;
-    if (plan.rows < P) return;
-    plan.images = std::clamp<int64_t>(pixels / (P * Q), 1, std::max<int64_t>(1, conv.N));
-    while (plan.images > 1 && plan.images * bytes(P, Q) > WeightPlan::patch_bytes) --plan.images;
-  };
-  for (cut(); plan.images * plan.rows * plan.cols < 128 && plan.channels > 2 * L; cut())
-    plan.channels = share(C, plan.channels / 2, 2 * L);
+  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, 256, channels, Plan::patch_bytes); };
+  // Fewer channels at a time, if that makes longer sums.
+  int64_t channels = share(C, 256, 2 * L);
+  while (channels > 2 * L && cut(channels).pixels() < 128) channels = share(C, channels / 2, 2 * L);
+  Plan plan{channels,     1, share(K, 128, most_rows<2>), 1, 1, false, 0, 0, false, 0, 0, false, false, false,
+            cut(channels)};
   plan.channel_groups = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
   plan.filter_groups = std::max<int64_t>(1, (K - 1) / plan.filters + 1);
-  plan.blocks = ((conv.N - 1) / plan.images + 1) * ((P - 1) / plan.rows + 1) * ((Q - 1) / plan.cols + 1);
 
   plan.joined = conv.cols.kernel == 1 || conv.cols.dilation == 1;
   plan.runs = plan.joined ? conv.rows.kernel : taps;
   plan.run_length = plan.joined ? conv.cols.kernel * plan.channels : plan.channels;
-  plan.run_pitch = ((plan.run_length - 1) / L + 1) * L;
+  const auto padded = [](int64_t lanes) { return (lanes - 1) / L * L + L; };
+  const auto filled = [&](int64_t lanes) { return double(lanes) / padded(lanes); };
+  plan.swapped = filled(plan.filters) > filled(plan.run_length);
+  plan.pitch = plan.swapped ? padded(plan.filters) : plan.runs * padded(plan.run_length);
+  plan.run_pitch = plan.swapped ? plan.run_length * plan.pitch : padded(plan.run_length);
 
   const double all = double(plan.sums()) * plan.channel_groups * size;  // of one group of filters
-  plan.chunks = std::clamp<int64_t>(WeightPlan::units / (conv.groups * plan.channel_groups * plan.filter_groups), 1,
-                                    std::max<int64_t>(1, plan.blocks));
-  plan.chunks =
-      std::clamp<int64_t>(int64_t(WeightPlan::sums_bytes / all / plan.filter_groups / conv.groups), 1, plan.chunks);
-  plan.possible =
-      plan.images * bytes(plan.rows, plan.cols) <= 4.0 * WeightPlan::patch_bytes && all <= WeightPlan::sums_bytes;
+  plan.chunks = std::clamp<int64_t>(Plan::units / (conv.groups * plan.channel_groups * plan.filter_groups), 1,
+                                    std::max<int64_t>(1, plan.blocks.count()));
+  plan.chunks = std::clamp<int64_t>(int64_t(Plan::sums_bytes / all / plan.filter_groups / conv.groups), 1, plan.chunks);
+  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && all <= Plan::sums_bytes;
 
   const bool plain = std::is_same_v<S, T>;
-  plan.x_in_place = plain && taps == 1 && conv.x.c == 1 && C % L == 0 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
-                    conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in;
-  plan.y_in_place = plain && conv.y.c == 1;
+  plan.x_in_place = plain && taps == 1 && conv.x.c == 1 && (C % L == 0 || plan.swapped) && conv.rows.pad == 0 &&
+                    conv.cols.pad == 0 && conv.rows.position(P - 1, 0) < conv.rows.in &&
+                    conv.cols.position(Q - 1, 0) < conv.cols.in;
+  plan.y_in_place = plain && conv.y.c == 1 && (K % L == 0 || !plan.swapped);
   return plan;
 }
 
@@ -86,17 +74,16 @@ template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
-  const WeightPlan plan = weight_plan<S>(conv);
+  using Plan = WeightPlan<S>;
+  const Plan plan = weight_plan<S>(conv);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
-  const int64_t row_blocks = (P - 1) / plan.rows + 1, col_blocks = (Q - 1) / plan.cols + 1;
   const Correlation problem = forward_correlation(conv);
   Scratch scratch;
 
   // Rounds over groups of filters, so that the sums stay bounded. A slice is one group of filters and of channels.
   const int64_t all_slices = conv.groups * plan.filter_groups, channel_groups = plan.channel_groups;
   const int64_t slice_sums = plan.sums() * channel_groups * plan.chunks;
-  const int64_t per_round =
-      std::clamp<int64_t>(WeightPlan::sums_bytes / int64_t(sizeof(T)) / slice_sums, 1, all_slices);
+  const int64_t per_round = std::clamp<int64_t>(Plan::sums_bytes / int64_t(sizeof(T)) / slice_sums, 1, all_slices);
   T* sums = scratch.take<T>(per_round * slice_sums);
   for (int64_t first = 0; first < all_slices; first += per_round) {
     const int64_t slices = std::min(per_round, all_slices - first);
@@ -111,13 +98,11 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       const int64_t run_length = plan.joined ? conv.cols.kernel * channels : channels;
 
       const FlushSubnormals flush;
-      const int64_t begin = plan.blocks * chunk / plan.chunks, end = plan.blocks * (chunk + 1) / plan.chunks;
+      const int64_t blocks = plan.blocks.count();
+      const int64_t begin = blocks * chunk / plan.chunks, end = blocks * (chunk + 1) / plan.chunks;
       if (begin == end) std::fill_n(total, plan.sums(), T(0));
       for (int64_t b = begin; b < end; ++b) {
-        const int64_t q0 = b % col_blocks * plan.cols, p0 = b / col_blocks % row_blocks * plan.rows,
-                      n0 = b / col_blocks / row_blocks * plan.images;
-        const Block block{n0, std::min(n0 + plan.images, conv.N), p0, std::min(p0 + plan.rows, P),
-                          q0, std::min(q0 + plan.cols, Q)};
+        const Block block = plan.blocks[b];
         const int64_t images = block.n_end - block.n, rows = block.p_end - block.p, cols = block.q_end - block.q;
         Scratch scratch;
 
@@ -166,18 +151,20 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         OuterProduct<T> product{};
         product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
         product.length = length, product.a_step = a_q, product.b_step = b_q;
-        product.add = b > begin, product.pitch = plan.runs * plan.run_pitch;
+        if (plan.swapped) std::swap(product.a_offset, product.b_offset), std::swap(product.a_step, product.b_step);
+        product.add = b > begin, product.pitch = plan.pitch;
+        const int64_t across = plan.swapped ? filters : run_length, down = plan.swapped ? run_length : filters;
         for (int64_t run = 0; run < plan.runs; ++run) {
           const T* taps =
               source + (plan.joined ? run * tap_h : run / conv.cols.kernel * tap_h + run % conv.cols.kernel * tap_w);
-          for (int64_t lane = 0; lane < run_length;) {
-            const bool wide = run_length - lane > L;
+          for (int64_t lane = 0; lane < across;) {
+            const bool wide = across - lane > L;
             const int most = wide ? most_rows<2> : most_rows<1>;
-            const int64_t tiles = (filters - 1) / most + 1;
-            product.b = taps + lane;
+            const int64_t tiles = (down - 1) / most + 1;
+            product.b = (plan.swapped ? a : taps) + lane;
             for (int64_t tile = 0; tile < tiles; ++tile) {
-              const int64_t m = filters * tile / tiles, MR = filters * (tile + 1) / tiles - m;
-              product.a = a + m;
+              const int64_t m = down * tile / tiles, MR = down * (tile + 1) / tiles - m;
+              product.a = (plan.swapped ? taps : a) + m;
               product.c = total + m * product.pitch + run * plan.run_pitch + lane;
               if (wide) {
                 multiply_outer_rows<T, 2>[MR - 1](product);
@@ -191,33 +178,41 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       }
     });
 
-    // Adds up the chunks, filter by filter, and stores them.
-    parallel_for(
-        slices * plan.filters, double(plan.chunks) * plan.runs * plan.run_length * channel_groups, [&](int64_t unit) {
-          const int64_t slice = first + unit / plan.filters, filter = unit % plan.filters;
-          const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters + filter;
-          if (k >= K) return;
-          const int64_t size = plan.runs * plan.run_pitch;
-          for (int64_t cg = 0; cg < channel_groups; ++cg) {
-            T* total = sums + ((slice - first) * channel_groups + cg) * plan.chunks * plan.sums() + filter * size;
-            for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
-              for (int64_t i = 0; i < size; i += L)
-                store(total + i, load(total + i) + load(total + chunk * plan.sums() + i));
-            const int64_t c = cg * plan.channels, channels = std::min(plan.channels, C - c);
-            S* to = w + (group * K + k) * conv.w.n + c * conv.w.c;
-            const Finish<T> finish;
-            const int64_t run_length = plan.joined ? conv.cols.kernel * channels : channels;
-            if (plan.joined && run_length == plan.run_pitch && conv.w.h == conv.cols.kernel * conv.w.w)
-              write_tile(total, channels, conv.rows.kernel * conv.cols.kernel, channels, to, conv.w.w, conv.w.c, finish,
-                         0);
-            else
-              for (int64_t r = 0; r < conv.rows.kernel; ++r)
-                for (int64_t s = 0; s < conv.cols.kernel; ++s)
-                  write_tile(plan.joined ? total + r * plan.run_pitch + s * channels
-                                         : total + (r * conv.cols.kernel + s) * plan.run_pitch,
-                             0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c, finish, 0);
+    // Adds up the chunks, filter by filter or run by run, and stores them.
+    const int64_t parts = plan.swapped ? plan.runs : plan.filters, size = plan.sums() / parts;
+    parallel_for(slices * parts, double(plan.chunks) * size * channel_groups, [&](int64_t unit) {
+      const int64_t slice = first + unit / parts, part = unit % parts;
+      const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters;
+      const int64_t filters = std::min(plan.filters, K - k);
+      if (!plan.swapped && part >= filters) return;
+      for (int64_t cg = 0; cg < channel_groups; ++cg) {
+        T* total = sums + ((slice - first) * channel_groups + cg) * plan.chunks * plan.sums() + part * size;
+        for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
+          for (int64_t i = 0; i < size; i += L)
+            store(total + i, load(total + i) + load(total + chunk * plan.sums() + i));
+        const int64_t c = cg * plan.channels, channels = std::min(plan.channels, C - c);
+        S* to = w + (group * K + k) * conv.w.n + c * conv.w.c;
+        const Finish<T> finish;
+        if (plan.swapped) {
+          for (int64_t s = 0; s < (plan.joined ? conv.cols.kernel : 1); ++s) {
+            const int64_t r_at = plan.joined ? part : part / conv.cols.kernel,
+                          s_at = plan.joined ? s : part % conv.cols.kernel;
+            write_tile(total + s * channels * plan.pitch, plan.pitch, channels, filters,
+                       to + r_at * conv.w.h + s_at * conv.w.w, conv.w.c, conv.w.n, finish, 0);
           }
-        });
+          continue;
+        }
+        to += part * conv.w.n;
+        if (plan.joined && conv.cols.kernel * channels == plan.run_pitch && conv.w.h == conv.cols.kernel * conv.w.w)
+          write_tile(total, channels, conv.rows.kernel * conv.cols.kernel, channels, to, conv.w.w, conv.w.c, finish, 0);
+        else
+          for (int64_t r = 0; r < conv.rows.kernel; ++r)
+            for (int64_t s = 0; s < conv.cols.kernel; ++s)
+              write_tile(plan.joined ? total + r * plan.run_pitch + s * channels
+                                     : total + (r * conv.cols.kernel + s) * plan.run_pitch,
+                         0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c, finish, 0);
+      }
+    });
   }
 }
 

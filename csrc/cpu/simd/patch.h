@@ -71,3 +71,42 @@ void read_patch(const Correlation& conv, const Block& block, const Patch& patch,
   for (int64_t n = block.n; n < block.n_end; ++n, to += patch.image_pitch())
     read_rows(conv, n, patch, 0, patch.rows.size, c, count, x, to);
 }
+
+// All outputs, cut into blocks of about `pixels` pixels whose patches of `channels` channels keep to `most` bytes if
+// they can: several images, or rows of one, or a part of a row.
+template <class S>
+struct Blocks {
+  int64_t N, P, Q, images = 1, rows = 1, cols;
+  double patch_bytes;  // of the largest
+
+  Blocks(const Conv& conv, int64_t pixels, int64_t channels, double most)
+      : N(conv.N), P(conv.rows.out), Q(conv.cols.out), cols(Q) {
+    const auto bytes = [&](int64_t rows, int64_t cols) {
+      const Patch patch(conv, {0, 1, 0, rows, 0, cols}, channels);
+      return double(patch.rows.size) * patch.cols.size * channels * sizeof(Sum<S>);
+    };
+    if (bytes(1, Q) > most || Q > 2 * pixels) {
+      cols = std::min(Q, pixels);
+      while (cols > 1 && bytes(1, cols) > most) cols = (cols + 1) / 2;
+    } else {
+      rows = std::clamp<int64_t>(pixels / Q, 1, P);
+      while (rows > 1 && bytes(rows, Q) > most) --rows;
+      rows = (P - 1) / ((P - 1) / rows + 1) + 1;
+      if (rows == P) {
+        images = std::clamp<int64_t>(pixels / (P * Q), 1, std::max<int64_t>(1, N));
+        while (images > 1 && images * bytes(P, Q) > most) --images;
+      }
+    }
+    patch_bytes = images * bytes(rows, cols);
+  }
+
+  int64_t pixels() const { return images * rows * cols; }
+  int64_t count() const { return ((N - 1) / images + 1) * ((P - 1) / rows + 1) * ((Q - 1) / cols + 1); }
+
+  Block operator[](int64_t i) const {
+    const int64_t row_blocks = (P - 1) / rows + 1, col_blocks = (Q - 1) / cols + 1;
+    const int64_t q = i % col_blocks * cols, p = i / col_blocks % row_blocks * rows,
+                  n = i / col_blocks / row_blocks * images;
+    return {n, std::min(n + images, N), p, std::min(p + rows, P), q, std::min(q + cols, Q)};
+  }
+};

@@ -23,6 +23,7 @@ struct Lanes {
 // Cuts of the outputs: blocks of rows whose slabs fit into a part of L2.
 struct Plan {
   static constexpr int64_t slab_bytes = 192 << 10;
+  static constexpr int64_t taps_bytes = 8 << 20;  // of all vectors
 
   int64_t rows, cols, row_blocks, col_blocks;
   bool possible;
@@ -44,7 +45,8 @@ Plan plan(const Conv& conv) {
   plan.row_blocks = (conv.rows.out + plan.rows - 1) / plan.rows,
   plan.col_blocks = (conv.cols.out + plan.cols - 1) / plan.cols;
   plan.possible = bytes(plan.rows, plan.cols) <= 8.0 * Plan::slab_bytes &&
-                  double(conv.rows.kernel) * conv.cols.kernel * share.c <= 1 << 16;
+                  (double(conv.rows.kernel) * conv.cols.kernel * share.c + 1) * share.vectors * L * sizeof(Sum<S>) <=
+                      Plan::taps_bytes;
   return plan;
 }
 

@@ -75,12 +75,13 @@ void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t c
 
 // Whether y is written past the caches: a result that does not fit into them anyway, in whole cache lines.
 template <class S>
-bool streams(const Conv& conv, const S* y) {
+bool streams(const Correlation& conv, const S* y) {
   constexpr double most_cached = 8 << 20;
   const auto is_whole = [](int64_t elements) { return elements * int64_t(sizeof(S)) % 64 == 0; };
   return std::is_same_v<S, Sum<S>> && conv.y.c == 1 && reinterpret_cast<uintptr_t>(y) % 64 == 0 &&
          is_whole(conv.groups == conv.K ? conv.K : conv.K_per_group()) && is_whole(conv.y.n) && is_whole(conv.y.h) &&
-         is_whole(conv.y.w) && double(conv.N) * conv.K * conv.rows.out * conv.cols.out * sizeof(S) > most_cached;
+         is_whole(conv.y.w) &&
+         double(conv.N) * conv.K * conv.rows.out * conv.cols.out * sizeof(S) * conv.phases > most_cached;
 }
 
 // What happens to a sum on its way out: activation(sum + bias).

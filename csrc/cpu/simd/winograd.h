@@ -115,12 +115,11 @@ struct Stack {
   int64_t size() const { return planes * plane; }
 };
 
-// V of channels [c, c + channels) of the whole tensor.
-template <class S>
-void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x, Sum<S>* v,
-            const Stack& stack) {
+// The transforms of tiles of in x in elements of x, channels [c, c + channels) of the whole tensor.
+template <class S, int in, class Transform>
+void transform_tiles(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x, Sum<S>* to,
+                     const Stack& stack, const Transform& transform) {
   using T = Sum<S>;
-  using V = Vector<S>;
   constexpr int L = lanes<S>;
   const int64_t width = (channels + L - 1) / L * L;
   for (int64_t n = tiles.n; n < tiles.n + tiles.images; ++n)
@@ -131,17 +130,27 @@ void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t chan
       const Patch patch(conv, block, width);
       T* copy = scratch.take<T>(patch.image_pitch());
       read_patch(conv, block, patch, c, channels, x, copy);
-      for (int64_t col = 0; col < tiles.cols; ++col, v += stack.pitch)
+      for (int64_t col = 0; col < tiles.cols; ++col, to += stack.pitch)
         for (int64_t lane = 0; lane < channels; lane += L) {
           const T* corner = copy + col * 4 * width + lane;
-          transform_2d<T, 6, 6>(
+          transform_2d<T, in, 6>(
               [&](auto i, auto j)
                   __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
-              [](const V(&in)[6], V(&out)[6]) __attribute__((always_inline)) { transform_input<T>(in, out); },
-              [&](auto i, auto j, V value)
-                  __attribute__((always_inline)) { store(v + lane + (i * 6 + j) * stack.plane, value); });
+              transform,
+              [&](auto i, auto j, Vector<S> value)
+                  __attribute__((always_inline)) { store(to + lane + (i * 6 + j) * stack.plane, value); });
         }
     }
+}
+
+// V of channels [c, c + channels) of the whole tensor.
+template <class S>
+void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x, Sum<S>* v,
+            const Stack& stack) {
+  using V = Vector<S>;
+  transform_tiles<S, 6>(conv, tiles, c, channels, x, v, stack,
+                        [](const V(&in)[6], V(&out)[6])
+                            __attribute__((always_inline)) { transform_input<Sum<S>>(in, out); });
 }
 
 // U of output channels [k, k + NR) and input channels [c, c + channels) of a group.

@@ -38,32 +38,14 @@ INLINE void transform_taps(const V (&m)[6], V (&out)[3]) {
 // D of output channels [k, k + count) of the whole tensor.
 template <class S>
 void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, const S* y, Sum<S>* d, const Stack& stack) {
-  using T = Sum<S>;
   using V = Vector<S>;
-  constexpr int L = lanes<S>;
-  const int64_t width = (count + L - 1) / L * L;
   Correlation gradient;  // reads y, whose outputs beyond the last count as zeros
   gradient.x = conv.y;
-  gradient.rows = {conv.rows.out, 1, tiles.rows * 4, 1, 1, 0},
+  gradient.rows = {conv.rows.out, 1, tiles.rows * 4, 1, 1, 0};
   gradient.cols = {conv.cols.out, 1, tiles.cols * 4, 1, 1, 0};
-  for (int64_t n = tiles.n; n < tiles.n + tiles.images; ++n)
-    for (int64_t row = tiles.row; row < tiles.row + tiles.rows; ++row) {
-      Scratch scratch;
-      const Block block{n, n + 1, row * 4, row * 4 + 4, tiles.col * 4, (tiles.col + tiles.cols) * 4};
-      const Patch patch(gradient, block, width);
-      T* copy = scratch.take<T>(patch.image_pitch());
-      read_patch(gradient, block, patch, k, count, y, copy);
-      for (int64_t col = 0; col < tiles.cols; ++col, d += stack.pitch)
-        for (int64_t lane = 0; lane < count; lane += L) {
-          const T* corner = copy + col * 4 * width + lane;
-          transform_2d<T, 4, 6>(
-              [&](auto i, auto j)
-                  __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },
-              [](const V(&in)[4], V(&out)[6]) __attribute__((always_inline)) { transform_gradient<T>(in, out); },
-              [&](auto i, auto j, V value)
-                  __attribute__((always_inline)) { store(d + lane + (i * 6 + j) * stack.plane, value); });
-        }
-    }
+  transform_tiles<S, 4>(gradient, tiles, k, count, y, d, stack,
+                        [](const V(&in)[4], V(&out)[6])
+                            __attribute__((always_inline)) { transform_gradient<Sum<S>>(in, out); });
 }
 
 constexpr int64_t shared_d = 4 << 20;           // V, and D, of a chunk, in bytes
@@ -77,9 +59,9 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   constexpr int L = lanes<S>;
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), c_pitch = (C + L - 1) / L * L;
   const Correlation problem = forward_correlation(conv);
-  // M of `slice` output channels, a multiple of those of a unit.
+  // M of `slice` output channels, a multiple of those of a unit if possible.
   const int64_t most = all_m / int64_t(sizeof(T)) / planes / c_pitch;
-  const int64_t slice = K <= most ? K : std::max<int64_t>(together, most / together * together);
+  const int64_t slice = K <= most ? K : most >= together ? most / together * together : std::max<int64_t>(1, most);
   for (int64_t group = 0; group < conv.groups; ++group)
     for (int64_t k = 0; k < K; k += slice) {
       const int64_t filters = std::min(slice, K - k), d_pitch = (filters + L - 1) / L * L;

@@ -1,0 +1,384 @@
+// planes: few output channels. See docs/kernels.md.
+//
+// Lanes are neighbouring output pixels of a row, so that all of them work however few output channels there are. The
+// patch has planes of pixels, one for each input channel; a tap is an offset into it, and a register tile is some
+// output channels x some vectors of pixels. Tensors whose pixels are neighbours in memory need no transposition.
+
+namespace planes {
+
+// Rows of a register tile next to NV vectors: the sums, the smaller of a row's numbers and the vectors, and one more.
+template <int NV>
+constexpr int most_rows() {
+  int rows = 1;
+  while ((rows + 1) * NV + std::min(rows + 1, NV) + 1 <= registers) ++rows;
+  return rows;
+}
+
+// The widest tile for so many output channels.
+inline int vectors_for(int64_t K) { return K <= most_rows<8>() ? 8 : K <= most_rows<4>() ? 4 : 2; }
+
+template <class S>
+struct Plan {
+  static constexpr int64_t patch_bytes = 256 << 10;
+  static constexpr int64_t weights_bytes = 4 << 20;
+  static constexpr int64_t buffer_bytes = 4 << 20;
+
+  int NV;
+  int64_t tiles;     // of output channels in a group
+  int64_t channels;  // of the reduction, at a time
+  bool possible;
+  Blocks<S> blocks;
+};
+
+// A patch of planes: element (i, j) of channel c is at c * plane + i * row + (j % split) * segment + j / split. The
+// columns under one tap are neighbours, whatever the stride.
+template <class S>
+struct Planes {
+  int64_t split, segment, row, plane, image;
+
+  Planes(const Patch& patch, int64_t channels) {
+    constexpr int L = lanes<S>;
+    split = patch.cols.step;
+    segment = (patch.cols.size - 1) / split + 1 + L;  // the last vector reads on
+    row = split * segment;
+    plane = (patch.rows.size * row / L | 1) * L + L;  // planes stay out of each other's cache sets
+    image = channels * plane;
+  }
+
+  // Where tap t of [c][r][s] lies.
+  int64_t offset(const Conv& conv, int64_t t) const {
+    const int64_t s = t % conv.cols.kernel * conv.cols.dilation, rc = t / conv.cols.kernel;
+    return rc / conv.rows.kernel * plane + rc % conv.rows.kernel * conv.rows.dilation * row + s % split * segment +
+           s / split;
+  }
+};
+
+template <class S>
+Plan<S> plan(const Correlation& conv) {
+  constexpr int size = sizeof(Sum<S>);
+  using Plan = planes::Plan<S>;
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = conv.rows.kernel * conv.cols.kernel;
+  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, 2048, channels, Plan::patch_bytes); };
+  int64_t channels = std::max<int64_t>(1, C);
+  while (channels > 16 && cut(channels).pixels() < std::min<int64_t>(512, conv.rows.out * conv.cols.out))
+    channels = (channels + 1) / 2;
+  Plan plan{vectors_for(K), 0, channels, false, cut(channels)};
+  const int64_t most = plan.NV == 8 ? most_rows<8>() : plan.NV == 4 ? most_rows<4>() : most_rows<2>();
+  plan.tiles = (K - 1) / most + 1;
+  const double vectors = double(plan.blocks.images) * plan.blocks.rows * (plan.blocks.cols / lanes<S> + 1);
+  plan.possible = plan.blocks.patch_bytes <= 2.0 * Plan::patch_bytes &&
+                  double(conv.K) * C * taps * size <= Plan::weights_bytes &&
+                  vectors * K * lanes<S> * size <= Plan::buffer_bytes;
+  return plan;
+}
+
+// A tile of sums: row m, vector v is the sum over t of w[t * MR + m] * x[at[v] + offset[t]], with `add` to c[m] + v *
+// L.
+template <class T>
+struct Product {
+  const T *x, *w;
+  const int64_t *at, *offset;
+  int64_t taps;
+  T* c;
+  int64_t pitch;
+  bool add;
+  const T* bias;  // one for each row, or null
+  const Finish<T>* finish;
+};
+
+template <class T, int MR, int NV>
+void multiply(const Product<T>& product) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  V sum[MR][NV] = {};
+  const T *x[NV], *w = product.w;
+  unroll<NV>([&](auto v) __attribute__((always_inline)) { x[v] = product.x + product.at[v]; });
+  for (int64_t t = 0; t < product.taps; ++t, w += MR) {
+    const int64_t offset = product.offset[t];
+    if constexpr (MR < NV) {
+      V number[MR];
+      unroll<MR>([&](auto m) __attribute__((always_inline)) { number[m] = broadcast(w[m]); });
+      unroll<NV>([&](auto v) __attribute__((always_inline)) {
+        const V pixels = load(x[v] + offset);
+        unroll<MR>([&](auto m) __attribute__((always_inline)) { sum[m][v] = fma(number[m], pixels, sum[m][v]); });
+      });
+    } else {
+      V pixels[NV];
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { pixels[v] = load(x[v] + offset); });
+      unroll<MR>([&](auto m) __attribute__((always_inline)) {
+        const V number = broadcast(w[m]);
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, pixels[v], sum[m][v]); });
+      });
+    }
+  }
+  unroll<MR>([&](auto m) __attribute__((always_inline)) {
+    unroll<NV>([&](auto v) __attribute__((always_inline)) {
+      T* c = product.c + m * product.pitch + v * L;
+      V value = product.add ? load(c) + sum[m][v] : sum[m][v];
+      if (product.bias) value = value + broadcast(product.bias[m]);
+      if (product.finish) value = (*product.finish)(value, 0);
+      store(c, value);
+    });
+  });
+}
+
+template <class T, int NV, int... m>
+constexpr auto table(std::integer_sequence<int, m...>) {
+  return std::array<void (*)(const Product<T>&), sizeof...(m)>{multiply<T, m + 1, NV>...};
+}
+
+// The functions for tiles of NV vectors, by the number of rows less one.
+template <class T, int NV>
+constexpr auto multiply_rows = table<T, NV>(std::make_integer_sequence<int, most_rows<NV>()>());
+
+template <class S>
+void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const Planes<S>& planes, int64_t c,
+                 int64_t count, const S* x, Sum<S>* to) {
+  const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
+  const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
+  const int64_t step = patch.cols.source_step * planes.split;
+  for (int64_t i = 0; i < patch.rows.size; ++i)
+    for (int64_t j = 0; j < planes.split; ++j) {
+      Sum<S>* segment = to + i * planes.row + j * planes.segment;
+      // The elements of this segment that exist: j + split * [begin, end).
+      const int64_t begin = (std::max<int64_t>(0, left - j) + planes.split - 1) / planes.split,
+                    end = std::max(begin, (std::max<int64_t>(0, right - j) + planes.split - 1) / planes.split);
+      const bool exists = i >= top && i < bottom && begin < end;
+      for (int64_t k = 0; k < count; ++k) {
+        std::fill_n(segment + k * planes.plane, exists ? begin : planes.segment, Sum<S>(0));
+        if (exists) std::fill(segment + k * planes.plane + end, segment + k * planes.plane + planes.segment, Sum<S>(0));
+      }
+      if (!exists) continue;
+      const int64_t h = patch.rows.first + i * patch.rows.source_step,
+                    w = patch.cols.first + (j + begin * planes.split) * patch.cols.source_step;
+      read_tile(x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, conv.x.c, conv.x.w * step, count,
+                end - begin, segment + begin, planes.plane);
+    }
+}
+
+template <class S>
+void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const auto plan = planes::plan<S>(conv);
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = conv.rows.kernel * conv.cols.kernel;
+  const int64_t tiles = plan.tiles, blocks = plan.blocks.count();
+  const auto first_row = [&](int64_t tile) { return K * tile / tiles; };
+  Scratch scratch;
+
+  T* bias = epilogue.bias ? scratch.take<T>(conv.K) : nullptr;
+  for (int64_t k = 0; bias && k < conv.K; ++k)
+    bias[k] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
+
+  // packed[group][tile][c][r][s][row of the tile]
+  T* packed = scratch.take<T>(conv.K * C * taps);
+  parallel_for(conv.groups * tiles, double(K) / tiles * C * taps, [&](int64_t unit) {
+    const int64_t group = unit / tiles, k = first_row(unit % tiles), MR = first_row(unit % tiles + 1) - k;
+    T* to = packed + (group * K + k) * C * taps;
+    for (int64_t r = 0; r < conv.rows.kernel; ++r)
+      for (int64_t s = 0; s < conv.cols.kernel; ++s, to += MR)
+        read_tile(w + group * conv.w_group + k * conv.w.n + r * conv.w.h + s * conv.w.w, conv.w.c, conv.w.n, C, MR, to,
+                  taps * MR);
+  });
+
+  parallel_for(conv.groups * blocks, double(plan.blocks.pixels()) * K * C * taps, [&](int64_t unit) {
+    const FlushSubnormals flush;
+    Scratch scratch;
+    const int64_t group = unit / blocks;
+    const Block block = plan.blocks[unit % blocks];
+    const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q, images = block.n_end - block.n;
+    const Patch patch(conv, block, 1);
+    const Planes<S> planes(patch, plan.channels);
+
+    // Vectors of pixels, and where each begins in the patch.
+    const int64_t across = (cols - 1) / L + 1, vectors = images * rows * across, NV = plan.NV;
+    const int64_t sets = (vectors - 1) / NV + 1, pitch = sets * NV * L;
+    int64_t* at = scratch.take<int64_t>(sets * NV);
+    for (int64_t v = 0; v < sets * NV; ++v) {
+      const int64_t i = std::min(v, vectors - 1);
+      at[v] = i / across / rows * planes.image + i / across % rows * patch.rows.step * planes.row + i % across * L;
+    }
+    int64_t* offset = scratch.take<int64_t>(plan.channels * taps);
+    for (int64_t t = 0; t < plan.channels * taps; ++t) offset[t] = planes.offset(conv, t);
+    T* copy = scratch.take<T>(images * planes.image + L);
+    T* sums = scratch.take<T>(K * pitch);
+
+    const Finish<T> finish{nullptr, epilogue.activation, T(epilogue.slope)};
+    for (int64_t c = 0; c == 0 || c < C; c += plan.channels) {
+      const int64_t count = std::min(plan.channels, C - c);
+      for (int64_t n = 0; n < images; ++n)
+        read_planes(conv, block.n + n, patch, planes, group * C + c, count, x, copy + n * planes.image);
+      const bool last = c + plan.channels >= C;
+      Product<T> product{};
+      product.x = copy, product.offset = offset, product.taps = count * taps;
+      product.pitch = pitch, product.add = c > 0;
+      product.finish = last && epilogue.activation != Activation::none ? &finish : nullptr;
+      for (int64_t set = 0; set < sets; ++set)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t k = first_row(tile), MR = first_row(tile + 1) - k;
+          product.w = packed + (group * K + k) * C * taps + c * taps * MR;
+          product.at = at + set * NV;
+          product.bias = last && bias ? bias + group * K + k : nullptr;
+          product.c = sums + k * pitch + set * NV * L;
+          switch (NV) {
+            case 8: multiply_rows<T, 8>[MR - 1](product); break;
+            case 4: multiply_rows<T, 4>[MR - 1](product); break;
+            default: multiply_rows<T, 2>[MR - 1](product);
+          }
+        }
+    }
+
+    const T* from = sums;
+    for (int64_t n = block.n; n < block.n_end; ++n)
+      for (int64_t p = block.p; p < block.p_end; ++p, from += across * L)
+        write_tile(from, pitch, K, cols, y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w,
+                   conv.y.c, conv.y.w, Finish<T>(), 0);
+  });
+}
+
+// The third operator: for a tile of output channels and taps, products of vectors of pixels are summed up lane by lane.
+template <class S>
+struct WeightPlan {
+  static constexpr int64_t patch_bytes = 128 << 10;
+  static constexpr int64_t sums_bytes = 8 << 20;  // of all chunks
+  static constexpr int64_t units = 64;
+
+  int64_t taps;  // all input channels', rounded up to whole tiles
+  int64_t chunks;
+  bool possible;
+  Blocks<S> blocks;
+};
+
+constexpr int taps_per_tile = registers > 16 ? 4 : 2;
+constexpr int filters_per_tile = 6;
+
+template <class S>
+WeightPlan<S> weight_plan(const Conv& conv) {
+  constexpr int L = lanes<S>, size = sizeof(Sum<S>);
+  using Plan = WeightPlan<S>;
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group();
+  Plan plan{(C * conv.rows.kernel * conv.cols.kernel - 1) / taps_per_tile * taps_per_tile + taps_per_tile, 1, false,
+            Blocks<S>(conv, 1024, std::max(C, K), Plan::patch_bytes)};
+  const double sums = double(plan.taps) * conv.K * L * size;
+  plan.chunks = std::clamp<int64_t>(std::min<double>(Plan::units / double(conv.groups), Plan::sums_bytes / sums), 1,
+                                    plan.blocks.count());
+  plan.possible = plan.blocks.patch_bytes <= 8.0 * Plan::patch_bytes && sums <= Plan::sums_bytes;
+  return plan;
+}
+
+// Adds to sums[m][t][lane] the products of rows of pixels, y[m * y_pitch + i] and x[at[row] + offset[t] + i].
+template <class T>
+struct WeightProduct {
+  const T *x, *y;
+  int64_t y_pitch;
+  const int64_t *at, *offset;
+  int64_t rows, cols, y_row;
+  T* sums;
+  int64_t pitch;
+};
+
+template <class T, int MR>
+void multiply_weight(const WeightProduct<T>& product) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes, NT = taps_per_tile;
+  V sum[MR][NT] = {};
+  const T *x[NT], *y = product.y;
+  unroll<NT>([&](auto t) __attribute__((always_inline)) { x[t] = product.x + product.offset[t]; });
+  for (int64_t row = 0; row < product.rows; ++row, y += product.y_row) {
+    const int64_t at = product.at[row];
+    const auto add = [&](int64_t i, auto... count) __attribute__((always_inline)) {
+      V pixels[NT];
+      unroll<NT>([&](auto t) __attribute__((always_inline)) { pixels[t] = load(x[t] + at + i, count...); });
+      unroll<MR>([&](auto m) __attribute__((always_inline)) {
+        const V gradient = load(y + m * product.y_pitch + i, count...);
+        unroll<NT>([&](auto t) __attribute__((always_inline)) { sum[m][t] = fma(gradient, pixels[t], sum[m][t]); });
+      });
+    };
+    int64_t i = 0;
+    for (; i + L <= product.cols; i += L) add(i);
+    if (i < product.cols) add(i, int(product.cols - i));
+  }
+  unroll<MR>([&](auto m) __attribute__((always_inline)) {
+    unroll<NT>([&](auto t) __attribute__((always_inline)) {
+      T* c = product.sums + m * product.pitch + t * L;
+      store(c, load(c) + sum[m][t]);
+    });
+  });
+}
+
+template <class T, int... m>
+constexpr auto weight_table(std::integer_sequence<int, m...>) {
+  return std::array<void (*)(const WeightProduct<T>&), sizeof...(m)>{multiply_weight<T, m + 1>...};
+}
+
+template <class T>
+constexpr auto multiply_weight_rows = weight_table<T>(std::make_integer_sequence<int, filters_per_tile>());
+
+template <class S>
+void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>, NT = taps_per_tile;
+  const auto plan = weight_plan<S>(conv);
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = C * conv.rows.kernel * conv.cols.kernel;
+  const int64_t tiles = (K - 1) / filters_per_tile + 1, chunks = plan.chunks, size = K * plan.taps * L;
+  const Correlation problem = forward_correlation(conv);
+  Scratch scratch;
+  T* sums = scratch.take<T>(conv.groups * chunks * size);
+
+  const double work = double(conv.N) * conv.rows.out * conv.cols.out / chunks * K * taps;
+  parallel_for(conv.groups * chunks, work, [&](int64_t unit) {
+    const FlushSubnormals flush;
+    const int64_t group = unit / chunks, blocks = plan.blocks.count();
+    const int64_t begin = blocks * (unit % chunks) / chunks, end = blocks * (unit % chunks + 1) / chunks;
+    T* total = sums + unit * size;
+    std::fill_n(total, size, T(0));
+    for (int64_t b = begin; b < end; ++b) {
+      Scratch scratch;
+      const Block block = plan.blocks[b];
+      const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q, images = block.n_end - block.n;
+      const Patch patch(conv, block, 1);
+      const Planes<S> planes(patch, C);
+      int64_t* at = scratch.take<int64_t>(images * rows);
+      for (int64_t i = 0; i < images * rows; ++i)
+        at[i] = i / rows * planes.image + i % rows * patch.rows.step * planes.row;
+      int64_t* offset = scratch.take<int64_t>(plan.taps);
+      for (int64_t t = 0; t < plan.taps; ++t) offset[t] = planes.offset(conv, std::min(t, taps - 1));
+
+      T* copy = scratch.take<T>(images * planes.image + L);
+      for (int64_t n = 0; n < images; ++n)
+        read_planes(problem, block.n + n, patch, planes, group * C, C, x, copy + n * planes.image);
+      const int64_t y_row = (cols - 1) / L * L + L, y_pitch = images * rows * y_row + L;
+      T *gradient = scratch.take<T>(K * y_pitch), *to = gradient;
+      for (int64_t n = block.n; n < block.n_end; ++n)
+        for (int64_t p = block.p; p < block.p_end; ++p, to += y_row)
+          read_tile(y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w, conv.y.c, conv.y.w, K,
+                    cols, to, y_pitch);
+
+      WeightProduct<T> product{};
+      product.x = copy, product.y_pitch = y_pitch, product.at = at;
+      product.rows = images * rows, product.cols = cols, product.y_row = y_row;
+      product.pitch = plan.taps * L;
+      for (int64_t t = 0; t < taps; t += NT)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t k = K * tile / tiles, MR = K * (tile + 1) / tiles - k;
+          product.y = gradient + k * y_pitch, product.offset = offset + t;
+          product.sums = total + (k * plan.taps + t) * L;
+          multiply_weight_rows<T>[MR - 1](product);
+        }
+    }
+  });
+
+  for (int64_t k = 0; k < conv.K; ++k) {
+    T* total = sums + k / K * chunks * size + k % K * plan.taps * L;
+    for (int64_t t = 0; t < taps; ++t, total += L) {
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) store(total, load(total) + load(total + chunk * size));
+      T sum = 0;
+      for (int lane = 0; lane < L; ++lane) sum += total[lane];
+      const int64_t s = t % conv.cols.kernel, r = t / conv.cols.kernel % conv.rows.kernel,
+                    c = t / conv.cols.kernel / conv.rows.kernel;
+      w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w] = S(sum);
+    }
+  }
+}
+
+}  // namespace planes
