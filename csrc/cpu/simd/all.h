@@ -3,6 +3,8 @@
 
 #include "mma.h"
 
+#include "dot.h"
+
 #include "patch.h"
 
 #include "weights.h"

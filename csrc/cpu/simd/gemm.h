@@ -2,7 +2,8 @@
 //
 // Lanes are output channels. The weights are packed once per call into panels of NR output channels; a unit of work
 // copies the patch of the input that its block of output pixels reads, and multiplies: each register tile is up to
-// 14 pixels x 32 channels, and the taps of a kernel row are one contiguous run of the patch.
+// 14 pixels x 32 channels, and the taps of a kernel row are one contiguous run of the patch. Where output channels are
+// too few to fill the lanes, lanes are the elements of such runs (dot.h), and everything else stays as it is.
 
 namespace gemm {
 
@@ -15,7 +16,10 @@ struct Plan {
   static constexpr int64_t buffer_bytes = 2 << 20;   // of results on their way to another layout or dtype
   static constexpr int64_t most_channels = 512;
 
-  int64_t lanes_per_panel;           // NR
+  bool dots;                         // lanes are elements of runs
+  int64_t lanes_per_panel;           // NR: output channels
+  int64_t pitch;                     // of a patch, from one pixel to the next
+  int64_t joined;                    // taps that are neighbours in a patch, and so one run
   int64_t channels, channel_blocks;  // of the reduction, at a time
   int64_t panels;                    // in a group
   int64_t panels_per_unit;
@@ -23,6 +27,12 @@ struct Plan {
   bool direct;    // tiles are stored where they belong; else by way of a buffer
   bool possible;
   Blocks<S> blocks;
+
+  // Of packed weights for so many channels.
+  int64_t block_size(const Conv& conv, int64_t channels) const {
+    const int64_t taps = conv.rows.kernel * conv.cols.kernel;
+    return lanes_per_panel * (dots ? taps / joined * dot_length<Sum<S>>(joined * channels) : taps * channels);
+  }
 };
 
 template <class S>
@@ -31,32 +41,34 @@ Plan<S> plan(const Correlation& conv) {
   using Plan = gemm::Plan<S>;
   constexpr int L = lanes<S>, size = sizeof(T);
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
-  const int64_t P = conv.rows.out, Q = conv.cols.out, NR = K <= L ? L : 2 * L;
+  const int64_t P = conv.rows.out, Q = conv.cols.out, width = K <= L ? L : 2 * L;
 
   // Channels at a time: as many as keep a panel small.
   const double most =
-      std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / NR / std::max<double>(1, double(taps)));
+      std::min<double>(Plan::most_channels, double(Plan::panel_bytes) / size / width / std::max(1.0, double(taps)));
   int64_t channel_blocks = std::max<int64_t>(1, std::ceil(C / std::max(1.0, most)));
   const int64_t channels = std::max<int64_t>(1, (C - 1) / channel_blocks + 1);
   channel_blocks = std::max<int64_t>(1, (C - 1) / channels + 1);
-  const double panel = double(taps) * channels * NR * size;
 
   // Pixels at a time: a multiple of the register tile.
-  Plan plan{NR,
-            channels,
-            channel_blocks,
-            (K - 1) / NR + 1,
-            1,
-            false,
-            false,
-            false,
-            Blocks<S>(conv, 16 * most_rows<2>, channels, Plan::patch_bytes)};
+  Plan plan{false, width, channels, 1,     channels, channel_blocks,
+            0,     0,     false,    false, false,    Blocks<S>(conv, 16 * most_rows<2>, channels, Plan::patch_bytes)};
+  // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
+  if (conv.cols.kernel <= 1 && channels * size % 2048 == 0) plan.pitch += L;
+  if (conv.cols.dilation == 1) plan.joined = std::max<int64_t>(1, conv.cols.kernel);
+  // Vectors multiplied per pixel: of lanes of output channels, or of elements of runs, and then the sums of lanes.
+  const double vectors = double(taps / plan.joined) * (dot_length<T>(plan.joined * channels) / L) * channel_blocks;
+  plan.dots = K <= most_dots && K * (vectors + 4) < double(taps) * C;
+  if (plan.dots) plan.lanes_per_panel = K;
+  const int64_t NR = plan.lanes_per_panel;
+  plan.panels = (K - 1) / NR + 1;
+  const double panel = double(plan.block_size(conv, channels)) * channel_blocks * size;
   plan.direct = std::is_same_v<S, T> && conv.y.c == 1;
-  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && panel * channel_blocks <= Plan::weights_bytes &&
+  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && panel <= Plan::weights_bytes &&
                   double(conv.groups) * plan.panels * NR * size <= Plan::weights_bytes / 2;  // bias
 
   const double fitting =
-      std::min(Plan::panel_bytes / std::max(1.0, panel * channel_blocks),
+      std::min(Plan::panel_bytes / std::max(1.0, panel),
                plan.direct ? double(plan.panels) : double(Plan::buffer_bytes) / (plan.blocks.pixels() * NR * size));
   plan.panels_per_unit = std::clamp<int64_t>(int64_t(fitting), 1, plan.panels);
   const int64_t spread = 1024;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
@@ -74,7 +86,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   const Plan plan = gemm::plan<S>(conv);
   const bool stream = streams(conv, y);
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
-  const int64_t NR = plan.lanes_per_panel, panel_size = NR * taps * C;
+  const int64_t NR = plan.lanes_per_panel, block_size = plan.block_size(conv, plan.channels),
+                panel_size = block_size * plan.channel_blocks;
   const int64_t P = conv.rows.out, Q = conv.cols.out;
   Scratch scratch;
 
@@ -97,9 +110,13 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     const int64_t round = std::min(per_round, all_panels - first);
     parallel_for(round * plan.channel_blocks, double(panel_size) / plan.channel_blocks, [&](int64_t unit) {
       const int64_t panel = first + unit / plan.channel_blocks, block = unit % plan.channel_blocks;
-      const int64_t c = block * plan.channels;
-      pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, std::min(plan.channels, C - c),
-                   packed + (panel - first) * panel_size + c * taps * NR);
+      const int64_t c = block * plan.channels, channels = std::min(plan.channels, C - c);
+      T* to = packed + (panel - first) * panel_size + block * block_size;
+      if (plan.dots) {
+        pack_dots(conv, w, panel, plan.joined, c, channels, to);
+      } else {
+        pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, channels, to);
+      }
     });
 
     // Units: blocks of pixels x sets of panels; a set does not cross groups.
@@ -119,22 +136,19 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
       const FlushSubnormals flush;
       Scratch scratch;
-      // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
-      const int64_t pitch = plan.channels + (conv.cols.kernel == 1 && plan.channels * sizeof(T) % 2048 == 0 ? L : 0);
-      const Patch patch(conv, block, pitch);
+      const Patch patch(conv, block, plan.pitch);
       const bool in_place = plan.in_place, direct = plan.direct;
       T* copy = in_place ? nullptr : scratch.take<T>((block.n_end - block.n) * patch.image_pitch());
       const int64_t pixels = block.pixels(), width = (panel_end - panel) * NR;
       T* buffer = direct ? nullptr : scratch.take<T>(pixels * width);
 
-      // The runs of a patch that belong to one output: rows of taps where these are neighbours, else single taps.
-      const bool whole_rows = conv.cols.kernel == 1 || (conv.cols.dilation == 1 && pitch == plan.channels);
-      const int64_t runs = whole_rows ? conv.rows.kernel : taps;
+      // The runs of a patch that belong to one output.
+      const int64_t runs = taps / plan.joined;
       int64_t* offset = scratch.take<int64_t>(runs);
       for (int64_t cb = 0; cb < plan.channel_blocks; ++cb) {
         const int64_t c = cb * plan.channels, channels = std::min(plan.channels, C - c);
         Patch cut = patch;
-        cut.pitch = pitch - plan.channels + channels;
+        cut.pitch = plan.pitch - plan.channels + channels;
         const T* source;
         int64_t step_w, step_h, step_n, tap_h, tap_w;
         if (in_place) {
@@ -149,18 +163,18 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           tap_h = conv.rows.dilation * cut.row_pitch(), tap_w = conv.cols.dilation * cut.pitch;
         }
         for (int64_t i = 0; i < runs; ++i)
-          offset[i] = whole_rows ? i * tap_h : i / conv.cols.kernel * tap_h + i % conv.cols.kernel * tap_w;
+          offset[i] = i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
 
         Product<T> product{};
         product.offset = offset, product.runs = runs;
-        product.length = whole_rows ? conv.cols.kernel * channels : channels;
+        product.length = plan.joined * channels;
         product.add = cb > 0;
         product.stream = stream && plan.channel_blocks == 1;
         Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
         const bool last = cb == plan.channel_blocks - 1;
         product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
 
-        const int most = NR == L ? most_rows<1> : most_rows<2>;
+        const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
         const int64_t tiles = (pixels - 1) / most + 1;
         int64_t pixel = 0, pn = block.n, pp = block.p, pq = block.q;
         const T* a[2][most_rows<1>];
@@ -178,6 +192,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
               if (++pp == block.p_end) pp = block.p, ++pn;
             }
           }
+          // Dots always take as many rows as there may be.
+          for (int m = MR; plan.dots && m < most; ++m) a[tile % 2][m] = a[tile % 2][0];
           return MR;
         };
         int next = set_rows(0);
@@ -187,13 +203,15 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           product.a = a[tile % 2], product.c = out[tile % 2];
           const char* ahead = reinterpret_cast<const char*>(next && in_place ? a[(tile + 1) % 2][0] : a[tile % 2][0]);
           for (int64_t i = panel; i < panel_end; ++i) {
-            product.b = packed + (i - first) * panel_size + cb * plan.channels * taps * NR;
+            product.b = packed + (i - first) * panel_size + cb * block_size;
             product.next = ahead,
             product.ahead = next && in_place && (i - panel) * channels * 32 < MR * channels * 4 ? 2048 : 0;
             ahead += product.ahead * (channels / 64);
             product.lane = (i - panel) * NR;
             product.count = direct ? K - (i - group * plan.panels) * NR : NR;
-            if (NR == L) {
+            if (plan.dots) {
+              multiply_dots<T>[NR - 1](product, MR);
+            } else if (NR == L) {
               multiply_rows<T, 1>[MR - 1](product);
             } else {
               multiply_rows<T, 2>[MR - 1](product);

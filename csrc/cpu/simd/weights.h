@@ -19,3 +19,21 @@ void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k,
         read_tile(from + r * conv.w.h + s * conv.w.w, conv.w.c, conv.w.n, channels, count, to, NR);
   }
 }
+
+// Packs the weights of all output channels of a group, and of its input channels [c, c + channels), for multiply_dot:
+// runs of `joined` neighbouring taps x channels, as [run][vector of the run][output channel][lane].
+template <class S>
+void pack_dots(const Correlation& conv, const S* w, int64_t group, int64_t joined, int64_t c, int64_t channels,
+               Sum<S>* to) {
+  constexpr int L = lanes<S>;
+  const int64_t K = conv.K_per_group(), length = joined * channels, padded = dot_length<Sum<S>>(length);
+  const S* from = w + group * conv.w_group + c * conv.w.c;
+  for (int64_t run = 0; run < conv.rows.kernel * conv.cols.kernel / std::max<int64_t>(1, joined); ++run)
+    for (int64_t i = 0; i < padded; ++i) {
+      const int64_t tap = run * joined + i / channels;
+      const S* at =
+          from + tap / conv.cols.kernel * conv.w.h + tap % conv.cols.kernel * conv.w.w + i % channels * conv.w.c;
+      for (int64_t k = 0; k < K; ++k)
+        to[(run * padded + i / L * L) * K + k * L + i % L] = i < length ? Sum<S>(at[k * conv.w.n]) : Sum<S>(0);
+    }
+}
