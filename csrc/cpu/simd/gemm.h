@@ -68,10 +68,10 @@ Plan<S> plan(const Correlation& conv) {
                   double(conv.groups) * plan.panels * NR * size <= Plan::weights_bytes / 2;  // bias
 
   const double fitting =
-      std::min(Plan::panel_bytes / std::max(1.0, panel),
+      std::min(Plan::panel_bytes / std::max(1.0, panel / channel_blocks),
                plan.direct ? double(plan.panels) : double(Plan::buffer_bytes) / (plan.blocks.pixels() * NR * size));
   plan.panels_per_unit = std::clamp<int64_t>(int64_t(fitting), 1, plan.panels);
-  const int64_t spread = 1024;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
+  const int64_t spread = 2048;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
   plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
                   conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
