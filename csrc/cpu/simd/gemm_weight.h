@@ -80,6 +80,16 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   const Correlation problem = forward_correlation(conv);
   Scratch scratch;
 
+  const auto gradient = [&](const Block& block) {
+    return Pixels<S>(y + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w, conv.y, block);
+  };
+  const auto input = [&](const Block& block) {  // of kernels of one tap
+    const Strides strides{conv.x.n, conv.x.c, conv.rows.stride * conv.x.h, conv.cols.stride * conv.x.w};
+    return Pixels<S>(
+        x + block.n * conv.x.n + conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w,
+        strides, block);
+  };
+
   // Rounds over groups of filters, so that the sums stay bounded. A slice is one group of filters and of channels.
   const int64_t all_slices = conv.groups * plan.filter_groups, channel_groups = plan.channel_groups;
   const int64_t slice_sums = plan.sums() * channel_groups * plan.chunks;
@@ -148,12 +158,17 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
           for (int64_t p = 0; p < segments_p; ++p, ++i)
             a_offset[i] = n * a_n + p * a_p, b_offset[i] = n * b_n + p * b_p;
 
+        // What is read in place from the next block is fetched meanwhile.
+        const int64_t across = plan.swapped ? filters : run_length, down = plan.swapped ? run_length : filters;
+        const Block next = plan.blocks[std::min(b + 1, blocks - 1)];
+        const int64_t calls = plan.runs * ((across - 1) / (2 * L) + 1) * ((down - 1) / most_rows<2> + 1);
+        FetchPixels<S> fetch_y(gradient(next), group * K + k, b + 1 < end ? filters : 0, calls);
+        FetchPixels<S> fetch_x(input(next), group * C + c, b + 1 < end && plan.x_in_place ? channels : 0, calls);
         OuterProduct<T> product{};
         product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
         product.length = length, product.a_step = a_q, product.b_step = b_q;
         if (plan.swapped) std::swap(product.a_offset, product.b_offset), std::swap(product.a_step, product.b_step);
         product.add = b > begin, product.pitch = plan.pitch;
-        const int64_t across = plan.swapped ? filters : run_length, down = plan.swapped ? run_length : filters;
         for (int64_t run = 0; run < plan.runs; ++run) {
           const T* taps =
               source + (plan.joined ? run * tap_h : run / conv.cols.kernel * tap_h + run % conv.cols.kernel * tap_w);
@@ -163,6 +178,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
             const int64_t tiles = (down - 1) / most + 1;
             product.b = (plan.swapped ? a : taps) + lane;
             for (int64_t tile = 0; tile < tiles; ++tile) {
+              fetch_x(), fetch_y();
               const int64_t m = down * tile / tiles, MR = down * (tile + 1) / tiles - m;
               product.a = (plan.swapped ? taps : a) + m;
               product.c = total + m * product.pitch + run * plan.run_pitch + lane;

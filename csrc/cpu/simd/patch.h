@@ -110,3 +110,50 @@ struct Blocks {
     return {n, std::min(n + images, N), p, std::min(p + rows, P), q, std::min(q + cols, Q)};
   }
 };
+
+// A block of pixels of a tensor.
+template <class S>
+struct Pixels {
+  const S* corner;
+  Strides strides;
+  int64_t images, rows, cols;
+
+  Pixels(const S* corner, const Strides& strides, const Block& block)
+      : corner(corner),
+        strides(strides),
+        images(block.n_end - block.n),
+        rows(block.p_end - block.p),
+        cols(block.q_end - block.q) {
+    if (strides.h == cols * strides.w) cols *= rows, rows = 1;
+  }
+};
+
+// Fetches channels [first, first + count) of a block of pixels into the cache, some at each of `calls` calls; to be
+// written if `write`.
+template <class S, bool write = false>
+class FetchPixels {
+ public:
+  FetchPixels(const Pixels<S>& pixels, int64_t first, int64_t count, int64_t calls)
+      : pixels_(pixels), row_(pixels.corner + first), left_(0), bytes_(count * sizeof(S)) {
+    if (count > 0 && pixels.strides.c == 1) left_ = pixels.images * pixels.rows * pixels.cols;
+    each_ = (left_ + calls - 1) / calls;
+  }
+
+  INLINE void operator()() {
+    const int64_t now = std::min(left_, each_);
+    left_ -= now;
+    for (int64_t i = 0; i < now; ++i) {
+      const char* pixel = reinterpret_cast<const char*>(row_ + q_ * pixels_.strides.w);
+      for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(pixel + byte, write);
+      if (++q_ < pixels_.cols) continue;
+      q_ = 0, row_ += pixels_.strides.h;
+      if (++p_ < pixels_.rows) continue;
+      p_ = 0, row_ += pixels_.strides.n - pixels_.rows * pixels_.strides.h;
+    }
+  }
+
+ private:
+  const Pixels<S> pixels_;
+  const S* row_;
+  int64_t left_, each_, bytes_, p_ = 0, q_ = 0;
+};

@@ -198,44 +198,15 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
   }
 }
 
-// Fetches the cache lines of y that write_outputs is going to write, some at each call.
+// The outputs of `tiles`, from output channel k of the whole tensor on.
 template <class S>
-class FetchOutputs {
- public:
-  FetchOutputs(const Correlation& conv, const Tiles& tiles, int64_t k, int64_t count, S* y, int64_t calls)
-      : conv_(conv),
-        first_(y + k * conv.y.c),
-        bytes_(count * sizeof(S)),
-        q_begin_(tiles.col * 4),
-        q_end_(std::min(tiles.col * 4 + tiles.cols * 4, conv.cols.out)),
-        p_begin_(tiles.row * 4),
-        p_end_(std::min(tiles.row * 4 + tiles.rows * 4, conv.rows.out)),
-        n_(tiles.n),
-        p_(p_begin_),
-        q_(q_begin_) {
-    const int64_t pixels = tiles.images * (p_end_ - p_begin_) * (q_end_ - q_begin_);
-    left_ = conv.y.c == 1 ? pixels : 0;
-    each_ = (pixels - 1) / calls + 1;
-  }
-
-  void operator()() {
-    const int64_t now = std::min(left_, each_);
-    left_ -= now;
-    for (int64_t i = 0; i < now; ++i) {
-      const char* pixel = reinterpret_cast<const char*>(first_ + n_ * conv_.y.n + p_ * conv_.y.h + q_ * conv_.y.w);
-      for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(pixel + byte, 1);
-      if (++q_ == q_end_) {
-        q_ = q_begin_;
-        if (++p_ == p_end_) p_ = p_begin_, ++n_;
-      }
-    }
-  }
-
- private:
-  const Correlation& conv_;
-  const S* first_;
-  int64_t bytes_, q_begin_, q_end_, p_begin_, p_end_, n_, p_, q_, left_, each_;
-};
+Pixels<S> outputs(const Correlation& conv, const Tiles& tiles, int64_t k, S* y) {
+  const int64_t p = tiles.row * 4, q = tiles.col * 4;
+  const Block block{tiles.n, tiles.n + tiles.images,
+                    p,       std::min(p + tiles.rows * 4, conv.rows.out),
+                    q,       std::min(q + tiles.cols * 4, conv.cols.out)};
+  return {y + k * conv.y.c + tiles.n * conv.y.n + p * conv.y.h + q * conv.y.w, conv.y, block};
+}
 
 // y of `tiles`, output channels [k, k + count) of the whole tensor, from M.
 template <class S>
@@ -328,7 +299,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
         make_v(conv, tiles, group * C, C, x, v, v_stack);
         for (int64_t panel = 0; panel < panels; ++panel) {
-          FetchOutputs<S> fetch(conv, tiles, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, planes);
+          FetchPixels<S, true> fetch(outputs(conv, tiles, group * K + panel * NR, y), 0,
+                                     std::min<int64_t>(NR, K - panel * NR), planes);
           multiply_planes(v, v_stack, u + panel * u_stack.size(), u_stack, m, m_stack, tiles.count(), C, false, fetch);
           write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
                         finish(panel));
@@ -355,7 +327,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           Scratch scratch;
           const Stack u_slab(slab_channels, NR);
           T *u = scratch.take<T>(u_slab.size()), *m = scratch.take<T>(m_stack.size());
-          FetchOutputs<S> fetch(conv, tiles, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y, planes);
+          FetchPixels<S, true> fetch(outputs(conv, tiles, group * K + panel * NR, y), 0,
+                                     std::min<int64_t>(NR, K - panel * NR), planes);
           const auto wait = [] {};
           for (int64_t slab = 0; slab < slabs; ++slab) {
             const int64_t c = slab * slab_channels, channels = std::min(slab_channels, C - c);
