@@ -12,17 +12,18 @@ struct WeightPlan {
   static constexpr int64_t patch_bytes = 256 << 10;
   static constexpr int64_t sums_bytes = 8 << 20;  // of all chunks
   static constexpr int64_t units = 64;
+  static constexpr int64_t chunk_pixels = 768;  // at least: adding up the chunks is not free
 
-  int64_t channels, channel_groups;  // C of a unit
-  int64_t filters, filter_groups;    // K of a unit
-  int64_t chunks;
-  bool joined;               // taps of a kernel row and channels are one run of lanes
-  int64_t runs, run_length;  // of x under one pixel
-  bool swapped;              // lanes are output channels
-  int64_t pitch, run_pitch;  // of the sums: from one row to the next, and from one run to the next
-  bool x_in_place, y_in_place;
-  bool possible;
-  Blocks<S> blocks;
+  Blocks<S> blocks;                          // of pixels
+  int64_t channels = 0, channel_groups = 0;  // C of a unit
+  int64_t filters = 0, filter_groups = 0;    // K of a unit
+  int64_t chunks = 0;                        // of blocks, each with sums of its own
+  bool joined = false;                       // taps of a kernel row and channels are one run
+  int64_t runs = 0, run_length = 0;          // of x under one pixel
+  bool swapped = false;                      // lanes are output channels
+  int64_t pitch = 0, run_pitch = 0;          // of the sums: from one row to the next, and from one run to the next
+  bool x_in_place = false, y_in_place = false;
+  bool possible = false;
 
   int64_t sums() const { return swapped ? runs * run_pitch : filters * pitch; }
 };
@@ -42,8 +43,14 @@ WeightPlan<S> weight_plan(const Conv& conv) {
   // Fewer channels at a time, if that makes longer sums.
   int64_t channels = share(C, 256, 2 * L);
   while (channels > 2 * L && cut(channels).pixels() < 128) channels = share(C, channels / 2, 2 * L);
-  Plan plan{channels,     1, share(K, 128, most_rows<2>), 1, 1, false, 0, 0, false, 0, 0, false, false, false,
-            cut(channels)};
+  // Chunks that are long enough, and smaller units where this leaves too few of them.
+  const double most_chunks = std::max(1.0, double(conv.N) * P * Q / Plan::chunk_pixels);
+  int64_t filters = share(K, 128, most_rows<2>);
+  const auto units = [&] { return most_chunks * conv.groups * ((C - 1) / channels + 1) * ((K - 1) / filters + 1); };
+  while (units() < Plan::units / 2 && std::max(channels, filters) > 64)
+    channels > filters ? channels = share(C, channels / 2, 2 * L) : filters = share(K, filters / 2, most_rows<2>);
+  Plan plan{cut(channels)};
+  plan.channels = channels, plan.filters = filters;
   plan.channel_groups = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
   plan.filter_groups = std::max<int64_t>(1, (K - 1) / plan.filters + 1);
 
@@ -58,7 +65,7 @@ WeightPlan<S> weight_plan(const Conv& conv) {
 
   const double all = double(plan.sums()) * plan.channel_groups * size;  // of one group of filters
   plan.chunks = std::clamp<int64_t>(Plan::units / (conv.groups * plan.channel_groups * plan.filter_groups), 1,
-                                    std::max<int64_t>(1, plan.blocks.count()));
+                                    std::min<int64_t>(most_chunks, plan.blocks.count()));
   plan.chunks = std::clamp<int64_t>(int64_t(Plan::sums_bytes / all / plan.filter_groups / conv.groups), 1, plan.chunks);
   plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && all <= Plan::sums_bytes;
 
