@@ -3,6 +3,10 @@
 
 #if defined(__x86_64__)
 
+// GCC 12 takes the undefined lanes of its own intrinsics for mistakes.
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #if defined(__clang__)

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <vector>
 
 namespace torchconv::cpu {
 
@@ -47,13 +48,23 @@ inline Phase phase(const Axis& axis, int64_t offset) {
   return phase;
 }
 
-// Calls body(correlation, offset in w, offset in x) for the phases of grad_input, in which y is read and x is made.
-// A correlation without taps, or of an empty region, stands for zeros.
-template <class Body>
-void for_each_phase(const Conv& conv, const Body& body) {
-  for (int64_t h = 0; h < std::min(conv.rows.stride, conv.rows.in); ++h)
-    for (int64_t w = 0; w < std::min(conv.cols.stride, conv.cols.in); ++w) {
-      const Phase rows = phase(conv.rows, h), cols = phase(conv.cols, w);
+// One of the correlations that make up a result: the only one of the forward operator, or a phase of grad_input. It
+// writes elements of the result that no other one does.
+struct Part {
+  Correlation conv;
+  int64_t w_offset, y_offset;  // of its first tap and of its first output, in elements
+};
+
+using Parts = std::vector<Part>;
+
+inline Parts forward_parts(const Conv& conv) { return {{forward_correlation(conv), 0, 0}}; }
+
+// The phases of grad_input, in which y is read and x is made. A correlation without taps stands for zeros.
+inline Parts grad_input_parts(const Conv& conv) {
+  Parts parts;
+  for (int64_t i = 0; i < std::min(conv.rows.stride, conv.rows.in); ++i)
+    for (int64_t j = 0; j < std::min(conv.cols.stride, conv.cols.in); ++j) {
+      const Phase rows = phase(conv.rows, i), cols = phase(conv.cols, j);
       Correlation problem;
       problem.dtype = conv.dtype;
       problem.N = conv.N, problem.C = conv.K, problem.K = conv.C, problem.groups = conv.groups;
@@ -63,8 +74,9 @@ void for_each_phase(const Conv& conv, const Body& body) {
       problem.w = {conv.w.c, conv.w.n, -conv.w.h * rows.step, -conv.w.w * cols.step};
       problem.w_group = conv.K_per_group() * conv.w.n;
       problem.phases = conv.rows.stride * conv.cols.stride;
-      body(problem, rows.last_tap * conv.w.h + cols.last_tap * conv.w.w, h * conv.x.h + w * conv.x.w);
+      parts.push_back({problem, rows.last_tap * conv.w.h + cols.last_tap * conv.w.w, i * conv.x.h + j * conv.x.w});
     }
+  return parts;
 }
 
 }  // namespace torchconv::cpu

@@ -17,7 +17,11 @@
 
 #include "winograd_weight.h"
 
+#include "taps.h"
+
 #include "slab.h"
+
+#include "depthwise.h"
 
 #include "planes.h"
 

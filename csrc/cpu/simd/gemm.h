@@ -28,12 +28,18 @@ struct Plan {
   bool possible;
   Blocks<S> blocks;
 
+  // Vectors of runs that are multiplied with each output channel.
+  double dots_per_pixel(int64_t taps) const {
+    return double(taps / joined) * (dot_length<Sum<S>>(joined * channels) / lanes<S>)*channel_blocks;
+  }
   // Of packed weights for so many channels.
   int64_t block_size(const Conv& conv, int64_t channels) const {
     const int64_t taps = conv.rows.kernel * conv.cols.kernel;
     return lanes_per_panel * (dots ? taps / joined * dot_length<Sum<S>>(joined * channels) : taps * channels);
   }
 };
+
+constexpr double sum_of_lanes = 4;  // what it costs, in multiplications of vectors
 
 template <class S>
 Plan<S> plan(const Correlation& conv) {
@@ -56,9 +62,7 @@ Plan<S> plan(const Correlation& conv) {
   // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
   if (conv.cols.kernel <= 1 && channels * size % 2048 == 0) plan.pitch += L;
   if (conv.cols.dilation == 1) plan.joined = std::max<int64_t>(1, conv.cols.kernel);
-  // Vectors multiplied per pixel: of lanes of output channels, or of elements of runs, and then the sums of lanes.
-  const double vectors = double(taps / plan.joined) * (dot_length<T>(plan.joined * channels) / L) * channel_blocks;
-  plan.dots = K <= most_dots && K * (vectors + 4) < double(taps) * C;
+  plan.dots = K <= most_dots && K * (plan.dots_per_pixel(taps) + sum_of_lanes) < double(taps) * C;
   if (plan.dots) plan.lanes_per_panel = K;
   const int64_t NR = plan.lanes_per_panel;
   plan.panels = (K - 1) / NR + 1;
@@ -76,6 +80,21 @@ Plan<S> plan(const Correlation& conv) {
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
                   conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
   return plan;
+}
+
+// About the cycles per output pixel, in float32: multiplications, a tile's rows, and copies, or transpositions where
+// channels are not neighbours.
+inline double copies(const Conv& conv) {
+  return 12 + (conv.x.c == 1 ? 0.1 : 0.4) * conv.C_per_group() + (conv.y.c == 1 ? 0.1 : 0.4) * conv.K_per_group();
+}
+
+inline double cost(const Correlation& conv) {
+  constexpr int L = lanes<float>;
+  const auto plan = gemm::plan<float>(conv);
+  const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
+  const double products =
+      plan.dots ? K * (plan.dots_per_pixel(taps) + sum_of_lanes) : taps * C * plan.panels * plan.lanes_per_panel / L;
+  return products + copies(conv);
 }
 
 template <class S>

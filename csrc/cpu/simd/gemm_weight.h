@@ -77,6 +77,14 @@ WeightPlan<S> weight_plan(const Conv& conv) {
   return plan;
 }
 
+inline double weight_cost(const Conv& conv) {
+  const auto plan = weight_plan<float>(conv);
+  const auto vectors = [](int64_t lanes) { return (lanes - 1) / Simd<float>::lanes + 1; };
+  const int64_t rows = plan.runs * plan.run_length * plan.channel_groups, K = conv.K_per_group();
+  return double(plan.swapped ? rows * vectors(K) : plan.runs * vectors(plan.run_length) * plan.channel_groups * K) +
+         copies(conv);
+}
+
 template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   using T = Sum<S>;

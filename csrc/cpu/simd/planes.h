@@ -53,6 +53,21 @@ struct Planes {
   }
 };
 
+// A correlation of one tap and no padding is one of a single long row, if the rows of both tensors follow one another.
+inline Correlation flattened(const Correlation& conv) {
+  const auto plain = [](const Axis& axis) {
+    return axis.kernel == 1 && axis.stride == 1 && axis.pad == 0 && axis.in == axis.out;
+  };
+  Correlation flat = conv;
+  if (!plain(conv.rows) || !plain(conv.cols) || conv.x.h != conv.cols.in * conv.x.w ||
+      conv.y.h != conv.cols.out * conv.y.w)
+    return flat;
+  flat.cols.in = flat.cols.out = conv.rows.in * conv.cols.in;
+  flat.rows.in = flat.rows.out = 1;
+  return flat;
+}
+
+// `conv` is flattened.
 template <class S>
 Plan<S> plan(const Correlation& conv) {
   constexpr int size = sizeof(Sum<S>);
@@ -72,8 +87,27 @@ Plan<S> plan(const Correlation& conv) {
   return plan;
 }
 
-// A tile of sums: row m, vector v is the sum over t of w[t * MR + m] * x[at[v] + offset[t]], with `add` to c[m] + v *
-// L.
+// About the cycles per output pixel, in float32: multiplications, of which those on vectors across cache lines are
+// slower, and copies, or transpositions where pixels are not neighbours.
+inline double cost(double products, bool aligned, const Conv& conv) {
+  constexpr int L = Simd<float>::lanes;
+  const auto copies = [](const Strides& strides, int64_t channels) { return (strides.w == 1 ? 0.1 : 0.7) * channels; };
+  const double filled = double(conv.cols.out) / ((conv.cols.out + L - 1) / L * L);
+  return products / L / filled * (aligned ? 1.05 : 1.3) + 8 + copies(conv.x, conv.C_per_group()) +
+         copies(conv.y, conv.K_per_group());
+}
+
+inline double cost(const Correlation& conv) {
+  const double taps = double(conv.rows.kernel) * conv.cols.kernel;
+  return cost(taps * conv.C_per_group() * conv.K_per_group(), taps <= 1, conv);
+}
+
+inline double weight_cost(const Conv& conv) {
+  return cost(double(conv.rows.kernel) * conv.cols.kernel * conv.C_per_group() * conv.K_per_group(), false, conv);
+}
+
+// A tile of sums: row m, vector v is the sum over t of w[t * MR + m] * x[at[v] + offset[t]]. It is stored to the first
+// count[v] lanes of c[m * pitch + to[v]], or added to what is there.
 template <class T>
 struct Product {
   const T *x, *w;
@@ -81,6 +115,7 @@ struct Product {
   int64_t taps;
   T* c;
   int64_t pitch;
+  const int64_t *to, *count;
   bool add;
   const T* bias;  // one for each row, or null
   const Finish<T>* finish;
@@ -113,11 +148,15 @@ void multiply(const Product<T>& product) {
   }
   unroll<MR>([&](auto m) __attribute__((always_inline)) {
     unroll<NV>([&](auto v) __attribute__((always_inline)) {
-      T* c = product.c + m * product.pitch + v * L;
+      T* c = product.c + m * product.pitch + product.to[v];
       V value = product.add ? load(c) + sum[m][v] : sum[m][v];
       if (product.bias) value = value + broadcast(product.bias[m]);
       if (product.finish) value = (*product.finish)(value, 0);
-      store(c, value);
+      if (product.count[v] == L) {
+        store(c, value);
+      } else {
+        store(c, value, product.count[v]);
+      }
     });
   });
 }
@@ -157,9 +196,10 @@ void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const P
 }
 
 template <class S>
-void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+void correlate(const Correlation& problem, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
+  const Correlation conv = flattened(problem);
   const auto plan = planes::plan<S>(conv);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = conv.rows.kernel * conv.cols.kernel;
   const int64_t tiles = plan.tiles, blocks = plan.blocks.count();
@@ -192,16 +232,23 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
     // Vectors of pixels, and where each begins in the patch.
     const int64_t across = (cols - 1) / L + 1, vectors = images * rows * across, NV = plan.NV;
-    const int64_t sets = (vectors - 1) / NV + 1, pitch = sets * NV * L;
-    int64_t* at = scratch.take<int64_t>(sets * NV);
+    const int64_t sets = (vectors - 1) / NV + 1;
+    // The sums go where they belong, or to a buffer.
+    const bool direct = std::is_same_v<S, T> && conv.y.w == 1 && plan.channels >= C;
+    int64_t* at = scratch.take<int64_t>(3 * sets * NV);
+    int64_t *to = at + sets * NV, *width = to + sets * NV;
     for (int64_t v = 0; v < sets * NV; ++v) {
-      const int64_t i = std::min(v, vectors - 1);
-      at[v] = i / across / rows * planes.image + i / across % rows * patch.rows.step * planes.row + i % across * L;
+      const int64_t i = std::min(v, vectors - 1), q = i % across * L, p = i / across % rows, n = i / across / rows;
+      at[v] = n * planes.image + p * patch.rows.step * planes.row + q;
+      to[v] = direct ? n * conv.y.n + p * conv.y.h + q : v * L;
+      width[v] = direct ? std::min<int64_t>(L, cols - q) : L;
     }
     int64_t* offset = scratch.take<int64_t>(plan.channels * taps);
     for (int64_t t = 0; t < plan.channels * taps; ++t) offset[t] = planes.offset(conv, t);
     T* copy = scratch.take<T>(images * planes.image + L);
-    T* sums = scratch.take<T>(K * pitch);
+    const int64_t pitch = direct ? conv.y.c : sets * NV * L;
+    S* corner = y + block.n * conv.y.n + group * K * conv.y.c + block.p * conv.y.h + block.q * conv.y.w;
+    T* sums = direct ? reinterpret_cast<T*>(corner) : scratch.take<T>(K * pitch);
 
     const Finish<T> finish{nullptr, epilogue.activation, T(epilogue.slope)};
     for (int64_t c = 0; c == 0 || c < C; c += plan.channels) {
@@ -217,9 +264,9 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t k = first_row(tile), MR = first_row(tile + 1) - k;
           product.w = packed + (group * K + k) * C * taps + c * taps * MR;
-          product.at = at + set * NV;
+          product.at = at + set * NV, product.to = to + set * NV, product.count = width + set * NV;
           product.bias = last && bias ? bias + group * K + k : nullptr;
-          product.c = sums + k * pitch + set * NV * L;
+          product.c = sums + k * pitch;
           switch (NV) {
             case 8: multiply_rows<T, 8>[MR - 1](product); break;
             case 4: multiply_rows<T, 4>[MR - 1](product); break;
@@ -228,11 +275,11 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         }
     }
 
+    if (direct) return;
     const T* from = sums;
-    for (int64_t n = block.n; n < block.n_end; ++n)
-      for (int64_t p = block.p; p < block.p_end; ++p, from += across * L)
-        write_tile(from, pitch, K, cols, y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w,
-                   conv.y.c, conv.y.w, Finish<T>(), 0);
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t p = 0; p < rows; ++p, from += across * L)
+        write_tile(from, pitch, K, cols, corner + n * conv.y.n + p * conv.y.h, conv.y.c, conv.y.w, Finish<T>(), 0);
   });
 }
 

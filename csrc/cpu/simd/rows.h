@@ -1,15 +1,22 @@
 // The rows of the grid that this instruction set offers.
 //
 // A kernel is a type with these functions, of which the templates are called with the dtype of the tensors:
-//   fits<S>(Correlation)       can `correlate` do it?
-//   fits_weight<S>(Conv)       can `grad_weight` do it?
-//   suits(Conv, Op)            is it likely to be faster than the rows behind it?
+//   fits<S>(parts)         can `correlate` do it?
+//   fits_weight<S>(Conv)   can `grad_weight` do it?
+//   suits(Conv, Op)        is it likely to be faster than the rows behind it?
 //   correlate, grad_weight
+
+template <class Condition>
+bool all_of(const Parts& parts, const Condition& condition) {
+  for (const Part& part : parts)
+    if (!condition(part.conv)) return false;
+  return true;
+}
 
 struct Gemm {
   template <class S>
-  static bool fits(const Correlation& conv) {
-    return gemm::plan<S>(conv).possible;
+  static bool fits(const Parts& parts) {
+    return all_of(parts, [](const Correlation& conv) { return gemm::plan<S>(conv).possible; });
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {
@@ -18,8 +25,8 @@ struct Gemm {
   static bool suits(const Conv&, Op) { return true; }
 
   template <class S>
-  static void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    gemm::correlate(conv, x, w, y, epilogue);
+  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+    for (const Part& part : parts) gemm::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
   }
   template <class S>
   static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
@@ -29,8 +36,8 @@ struct Gemm {
 
 struct Winograd {
   template <class S>
-  static bool fits(const Correlation& conv) {
-    return fits_weight<S>(conv);
+  static bool fits(const Parts& parts) {
+    return all_of(parts, [](const Correlation& conv) { return fits_weight<S>(conv); });
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {
@@ -43,8 +50,8 @@ struct Winograd {
   }
 
   template <class S>
-  static void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    winograd::correlate(conv, x, w, y, epilogue);
+  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+    for (const Part& part : parts) winograd::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
   }
   template <class S>
   static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
@@ -54,8 +61,8 @@ struct Winograd {
 
 struct Slab {
   template <class S>
-  static bool fits(const Correlation& conv) {
-    return slab::plan<S>(conv).possible;
+  static bool fits(const Parts& parts) {
+    return slab::fits<S>(parts);
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {
@@ -65,29 +72,38 @@ struct Slab {
   static bool suits(const Conv& conv, Op) { return slab::Lanes(conv, Simd<float>::lanes).groups > 1; }
 
   template <class S>
-  static void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    slab::correlate(conv, x, w, y, epilogue);
+  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+    if (slab::can_correlate_in_place<S>(parts)) return slab::correlate_in_place(parts, x, w, y, epilogue);
+    slab::correlate(parts, x, w, y, epilogue);
   }
   template <class S>
   static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+    if (slab::can_sum_in_place<S>(conv)) return slab::grad_weight_in_place(conv, x, y, w);
     slab::grad_weight(conv, x, y, w);
   }
 };
 
 struct Planes {
   template <class S>
-  static bool fits(const Correlation& conv) {
-    return planes::plan<S>(conv).possible;
+  static bool fits(const Parts& parts) {
+    return all_of(parts, [](const Correlation& conv) { return planes::plan<S>(planes::flattened(conv)).possible; });
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {
     return planes::weight_plan<S>(conv).possible;
   }
-  static bool suits(const Conv& conv, Op op) { return false; }
+  // By estimates of the time per pixel.
+  static bool suits(const Conv& conv, Op op) {
+    if (op == Op::grad_weight) return planes::weight_cost(conv) < gemm::weight_cost(conv);
+    double cost = 0, cost_of_gemm = 0;
+    for (const Part& part : op == Op::forward ? forward_parts(conv) : grad_input_parts(conv))
+      cost += planes::cost(planes::flattened(part.conv)), cost_of_gemm += gemm::cost(part.conv);
+    return cost < cost_of_gemm;
+  }
 
   template <class S>
-  static void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    planes::correlate(conv, x, w, y, epilogue);
+  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+    for (const Part& part : parts) planes::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
   }
   template <class S>
   static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
@@ -112,15 +128,10 @@ struct Columns {
     bool possible = conv.N > 0 && conv.C > 0 && conv.K > 0 && conv.rows.in > 0 && conv.cols.in > 0;
     with_dtype(conv.dtype, [&](auto t) {
       using S = decltype(t);
-      if (op == Op::forward) {
-        possible = possible && Kernel::template fits<S>(forward_correlation(conv));
-      } else if (op == Op::grad_weight) {
-        possible = possible && Kernel::template fits_weight<S>(conv);
-      } else {
-        for_each_phase(conv, [&](const Correlation& phase, int64_t, int64_t) {
-          possible = possible && Kernel::template fits<S>(phase);
-        });
-      }
+      if (!possible) return;
+      possible = op == Op::forward      ? Kernel::template fits<S>(forward_parts(conv))
+                 : op == Op::grad_input ? Kernel::template fits<S>(grad_input_parts(conv))
+                                        : Kernel::template fits_weight<S>(conv);
     });
     return possible;
   }
@@ -128,18 +139,16 @@ struct Columns {
   static void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
     with_dtype(conv.dtype, [&](auto t) {
       using S = decltype(t);
-      Kernel::correlate(forward_correlation(conv), static_cast<const S*>(x), static_cast<const S*>(w),
-                        static_cast<S*>(y), epilogue);
+      Kernel::correlate(forward_parts(conv), static_cast<const S*>(x), static_cast<const S*>(w), static_cast<S*>(y),
+                        epilogue);
     });
   }
 
   static void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
     with_dtype(conv.dtype, [&](auto t) {
       using S = decltype(t);
-      for_each_phase(conv, [&](const Correlation& phase, int64_t w_offset, int64_t x_offset) {
-        Kernel::correlate(phase, static_cast<const S*>(y), static_cast<const S*>(w) + w_offset,
-                          static_cast<S*>(x) + x_offset, Epilogue());
-      });
+      Kernel::correlate(grad_input_parts(conv), static_cast<const S*>(y), static_cast<const S*>(w),
+                        static_cast<S*>(x), Epilogue());
     });
   }
 

@@ -92,8 +92,16 @@ struct Slabs {
 template <class S>
 void read_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* w, Sum<S>* to) {
   constexpr int L = lanes<S>;
-  std::fill_n(to, conv.rows.kernel * conv.cols.kernel * share.c * L, Sum<S>(0));
-  for (int64_t lane = 0; lane < std::min(share.out, conv.K - v * share.out); ++lane) {
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(share.out, conv.K - v * share.out);
+  std::fill_n(to, taps * share.c * L, Sum<S>(0));
+  if (share.c == 1 && share.k == 1 && std::abs(conv.w.w) == 1 && conv.w.h == conv.cols.kernel * conv.w.w) {
+    // Depthwise: the taps of a lane are neighbours, perhaps in turned order.
+    const bool turned = conv.w.w < 0 && taps > 0;
+    const S* from = w + v * share.out * conv.w_group + (turned ? (taps - 1) * conv.w.w : 0);
+    read_tile(from, 1, conv.w_group, taps, count, to + (turned ? (taps - 1) * L : 0), turned ? -L : L);
+    return;
+  }
+  for (int64_t lane = 0; lane < count; ++lane) {
     const int64_t k = v * share.out + lane;
     const S* from = w + k / share.k * conv.w_group + k % share.k * conv.w.n;
     Sum<S>* tap = to + lane;
@@ -104,161 +112,113 @@ void read_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* 
   }
 }
 
-constexpr int most_pixels = 8;
+// What makes a part of the result.
+template <class S>
+struct Taps {
+  using T = Sum<S>;
 
-// MR neighbouring outputs of a row: out[m * out_pitch + lane] is the sum over runs of `taps` neighbouring taps.
-template <class T>
-struct Row {
-  const T* x;             // under the first tap of the first output
-  int64_t pitch;          // from one pixel of x to the next
-  int64_t begin, end;     // the pixels from x on that exist; the others are zero
-  const int64_t* offset;  // of the runs
-  int64_t runs;
-  const T* w;
-  T* out;
-  int64_t out_pitch;
-  int count;  // of lanes to be stored
-  bool stream;
-  const Finish<T>* finish;
-  int64_t step;  // from one output to the next, in pixels of x
+  const Correlation& conv;
+  S* y;
+  T* packed;                   // [vector][row of taps][run][tap][lane]
+  int64_t size;                // of one vector's
+  const TileFunctions<T>* functions;
+  bool single;                 // runs have one tap each
+  int64_t runs;                // of taps in a row
+  int64_t row_step;            // rows of taps from one row of outputs to the next, if these two are made at a time
+
+  Taps(const Part& part, const S* w, S* y, const Lanes& share, Scratch& scratch)
+      : conv(part.conv), y(y + part.y_offset) {
+    constexpr int L = lanes<S>;
+    const Axis &rows = conv.rows, &cols = conv.cols;
+    size = rows.kernel * cols.kernel * share.c * L;
+    packed = scratch.take<T>(share.vectors * size);
+    parallel_for(share.vectors, double(size),
+                 [&](int64_t v) { read_taps(conv, share, v, w + part.w_offset, packed + v * size); });
+    const bool joined = cols.kernel <= 1 || cols.dilation == 1;
+    functions = tile_functions<T>(joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride);
+    single = !functions;
+    if (single) functions = tile_table<T, 1, 0>();
+    runs = single ? share.c * cols.kernel : share.c;
+    row_step = rows.stride % rows.dilation == 0 ? rows.stride / rows.dilation : 0;
+    if (row_step >= rows.kernel) row_step = 0;
+  }
+
+  // A tile of this part over pixels that are `pixel`, `row` and `channel` apart. Writes to `offset`.
+  TapTile<T> tile(int64_t pixel, int64_t row, int64_t channel, int64_t step, int64_t* offset) const {
+    for (int64_t i = 0; i < runs; ++i)
+      offset[i] = single ? i / conv.cols.kernel * channel + i % conv.cols.kernel * conv.cols.dilation * pixel
+                         : i * channel;
+    TapTile<T> tile{};
+    tile.pixel = pixel, tile.row = row * conv.rows.dilation, tile.step = step;
+    tile.kernel_rows = conv.cols.kernel > 0 ? conv.rows.kernel : 0, tile.row_step = row_step;
+    tile.offset = offset, tile.runs = runs;
+    return tile;
+  }
+
+  RowCuts<T> cut(const TapTile<T>& tile, int64_t cols, Scratch& scratch) const {
+    return RowCuts<T>(functions, single ? 1 : std::max<int64_t>(1, conv.cols.kernel), tile, cols, scratch);
+  }
 };
 
-// `taps` and `step` are known when the function is compiled: each vector of x is loaded once for all taps of a run.
-// Otherwise taps is 1, step is 0, and all pixels exist.
-template <class T, int MR, int taps, int step>
-void correlate_row(const Row<T>& row) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes, pixels = (MR - 1) * step + taps;
-  V sum[MR] = {};
-  const T* w = row.w;
-  const int64_t pitch = row.pitch;
-  const auto run = [&](const T* at, auto inside) __attribute__((always_inline)) {
-    V tap[taps];
-    unroll<taps>([&](auto t) __attribute__((always_inline)) { tap[t] = load(w + t * L); });
-    unroll<pixels>([&](auto j) __attribute__((always_inline)) {
-      const V pixel = inside || (j >= row.begin && j < row.end) ? load(at) : V{};
-      at += pitch;
-      unroll<taps>([&](auto t) __attribute__((always_inline)) {
-        constexpr int from = j - t;
-        if constexpr (from >= 0 && from % step == 0 && from / step < MR)
-          sum[from / step] = fma(pixel, tap[t], sum[from / step]);
-      });
-    });
+template <class S>
+Sum<S>* read_bias(const Epilogue& epilogue, const Lanes& share, int64_t K, Scratch& scratch) {
+  constexpr int L = lanes<S>;
+  using T = Sum<S>;
+  if (!epilogue.bias) return nullptr;
+  T* bias = scratch.take<T>(share.vectors * L);
+  for (int64_t k = 0; k < K; ++k)
+    bias[k / share.out * L + k % share.out] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
+  return bias;
+}
+
+// What all parts of a result read: their own correlation if it is a single one, else one of stride 1 that spans them.
+inline Correlation hull(const Parts& parts) {
+  Correlation all = parts[0].conv;
+  if (parts.size() == 1) return all;
+  const auto span = [&](Axis Correlation::*which) {
+    Axis& axis = all.*which;
+    int64_t first = 0, end = 1;  // of what the output at 0 reads
+    bool any = false;
+    for (const Part& part : parts) {
+      const Axis& own = part.conv.*which;
+      axis.out = std::max(axis.out, own.out);
+      if (own.kernel == 0) continue;
+      const int64_t last = own.position(0, own.kernel - 1) + 1;
+      first = any ? std::min(first, -own.pad) : -own.pad, end = any ? std::max(end, last) : last, any = true;
+    }
+    axis.pad = -first, axis.kernel = end - first, axis.stride = axis.dilation = 1;
   };
-  if constexpr (step == 0) {
-    for (int64_t i = 0; i < row.runs; ++i, w += L) {
-      const V tap = load(w);
-      const T* at = row.x + row.offset[i];
-      unroll<MR>([&](auto m)
-                     __attribute__((always_inline)) { sum[m] = fma(load(at + m * row.step * pitch), tap, sum[m]); });
-    }
-  } else if (row.begin <= 0 && row.end >= pixels) {
-    for (int64_t i = 0; i < row.runs; ++i, w += taps * L) run(row.x + row.offset[i], std::true_type());
-  } else {
-    for (int64_t i = 0; i < row.runs; ++i, w += taps * L) run(row.x + row.offset[i], std::false_type());
-  }
-  unroll<MR>([&](auto m) __attribute__((always_inline)) {
-    const V value = row.finish ? (*row.finish)(sum[m], 0) : sum[m];
-    if (row.stream) {
-      stream(row.out + m * row.out_pitch, value);
-    } else if (row.count == L) {
-      store(row.out + m * row.out_pitch, value);
-    } else {
-      store(row.out + m * row.out_pitch, value, row.count);
-    }
-  });
-}
-
-template <class T>
-using CorrelateRow = void (*)(const Row<T>&);
-
-template <class T, int taps, int step, int... m>
-const CorrelateRow<T>* row_table(std::integer_sequence<int, m...>) {
-  static constexpr CorrelateRow<T> table[] = {correlate_row<T, m + 1, taps, step>...};
-  return table;
-}
-
-constexpr auto row_sizes = std::make_integer_sequence<int, most_pixels>();
-
-// The functions for runs of `taps` taps, by the number of outputs less one; null if there are none.
-template <class T>
-const CorrelateRow<T>* row_functions(int64_t taps, int64_t step) {
-  if (taps == 1 && step == 1) return row_table<T, 1, 1>(row_sizes);
-  if (taps == 2 && step == 1) return row_table<T, 2, 1>(row_sizes);
-  if (taps == 3 && step == 1) return row_table<T, 3, 1>(row_sizes);
-  if (taps == 4 && step == 1) return row_table<T, 4, 1>(row_sizes);
-  if (taps == 5 && step == 1) return row_table<T, 5, 1>(row_sizes);
-  if (taps == 7 && step == 1) return row_table<T, 7, 1>(row_sizes);
-  if (taps == 3 && step == 2) return row_table<T, 3, 2>(row_sizes);
-  if (taps == 5 && step == 2) return row_table<T, 5, 2>(row_sizes);
-  return nullptr;
+  span(&Correlation::rows), span(&Correlation::cols);
+  return all;
 }
 
 template <class S>
-void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+bool fits(const Parts& parts) {
+  double taps = 0;
+  for (const Part& part : parts) taps += double(part.conv.rows.kernel) * part.conv.cols.kernel;
+  const Correlation all = hull(parts);
+  const Lanes share(all, lanes<S>);
+  return plan<S>(all).possible &&
+         (taps * share.c + 1) * share.vectors * lanes<S> * sizeof(Sum<S>) <= Plan::taps_bytes;
+}
+
+template <class S>
+void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
+  const Correlation conv = hull(parts);
   const Lanes share(conv, L);
   const Plan plan = slab::plan<S>(conv);
-  const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks,
-                taps = conv.rows.kernel * conv.cols.kernel * share.c;
+  const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks;
   Scratch scratch;
-  T* packed = scratch.take<T>(share.vectors * taps * L);
-  T* bias = epilogue.bias ? scratch.take<T>(share.vectors * L) : nullptr;
-  for (int64_t v = 0; v < share.vectors; ++v) {
-    read_taps(conv, share, v, w, packed + v * taps * L);
-    for (int64_t lane = 0; bias && lane < std::min(share.out, conv.K - v * share.out); ++lane)
-      bias[v * L + lane] = T(static_cast<const S*>(epilogue.bias)[(v * share.out + lane) * epilogue.bias_stride]);
+  std::vector<Taps<S>> all_taps;
+  int64_t taps = 0, runs = 0;
+  for (const Part& part : parts) {
+    all_taps.emplace_back(part, w, y, share, scratch);
+    taps += part.conv.rows.kernel * part.conv.cols.kernel * share.c, runs = std::max(runs, all_taps.back().runs);
   }
-
+  const T* bias = read_bias<S>(epilogue, share, conv.K, scratch);
   const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
-  const bool joined = conv.cols.kernel == 1 || conv.cols.dilation == 1;
-  const auto* functions =
-      joined ? row_functions<T>(conv.cols.kernel, conv.cols.kernel == 1 ? 1 : conv.cols.stride) : nullptr;
-  const bool single = !functions;  // taps that are no runs
-  if (single) functions = row_table<T, 1, 0>(row_sizes);
-
-  if (direct && !single && share.c == 1 && share.k == 1 && conv.x.c == 1 && conv.C % L == 0 &&
-      (conv.cols.kernel > 1 || conv.cols.stride == 1)) {
-    const bool stream = streams(conv, y);
-    // Depthwise, channels last: x is its own slab. Units are a few rows of all channels.
-    const int64_t rows = std::clamp<int64_t>(conv.rows.out / std::max<int64_t>(1, 64 / conv.N), 1, 8),
-                  row_blocks = (conv.rows.out - 1) / rows + 1;
-    parallel_for(conv.N * row_blocks, double(rows) * conv.cols.out * taps * conv.C, [&](int64_t unit) {
-      const FlushSubnormals flush;
-      Scratch scratch;
-      int64_t* offset = scratch.take<int64_t>(conv.rows.kernel);
-      for (int64_t r = 0; r < conv.rows.kernel; ++r) offset[r] = r * conv.rows.dilation * conv.x.h;
-      const int64_t n = unit / row_blocks, begin = unit % row_blocks * rows,
-                    end = std::min(begin + rows, conv.rows.out);
-      const int64_t tiles = (conv.cols.out - 1) / most_pixels + 1;
-      Row<T> row{};
-      row.pitch = conv.x.w, row.out_pitch = conv.y.w, row.count = L;
-      row.stream = stream;
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t h = conv.rows.position(p, 0), d = conv.rows.dilation;
-        const int64_t r_begin = h >= 0 ? 0 : std::min((-h - 1) / d + 1, conv.rows.kernel);
-        const int64_t r_end =
-            std::clamp<int64_t>(h >= conv.rows.in ? 0 : (conv.rows.in - 1 - h) / d + 1, r_begin, conv.rows.kernel);
-        row.offset = offset + r_begin, row.runs = r_end - r_begin;
-        for (int64_t v = 0; v < share.vectors; ++v) {
-          const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
-          row.finish = finish.does_nothing() ? nullptr : &finish;
-          row.w = packed + (v * taps + r_begin * conv.cols.kernel) * L;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t q = conv.cols.out * tile / tiles, MR = conv.cols.out * (tile + 1) / tiles - q,
-                          w0 = conv.cols.position(q, 0);
-            row.x = reinterpret_cast<const T*>(x) + n * conv.x.n + h * conv.x.h + w0 * conv.x.w + v * L;
-            row.begin = -w0, row.end = conv.cols.in - w0;
-            row.out = reinterpret_cast<T*>(y) + n * conv.y.n + p * conv.y.h + q * conv.y.w + v * L;
-            functions[MR - 1](row);
-          }
-        }
-      }
-      if (stream) finish_streams();
-    });
-    return;
-  }
 
   // Units: blocks x a few vectors, whose channels are neighbours in memory.
   int64_t per_unit = std::min<int64_t>(share.vectors, 8);
@@ -270,79 +230,99 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
                   n = b / plan.col_blocks / plan.row_blocks;
     const Block block{
         n, n + 1, p0, std::min(p0 + plan.rows, conv.rows.out), q0, std::min(q0 + plan.cols, conv.cols.out)};
-    const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
 
     const FlushSubnormals flush;
     Scratch scratch;
     Slabs<S> slabs(conv, block, share, scratch);
-    T* buffer = direct ? nullptr : scratch.take<T>(rows * cols * L);
-    const int64_t row_step = slabs.patch.rows.step;
-    const int64_t runs = single ? taps : conv.rows.kernel * share.c;
+    const Patch& patch = slabs.patch;
+    T* buffer = direct ? nullptr : scratch.take<T>(block.pixels() * L);
     int64_t* offset = scratch.take<int64_t>(runs);
-    for (int64_t i = 0; i < runs; ++i) {
-      const int64_t s = single ? i % conv.cols.kernel : 0, rc = single ? i / conv.cols.kernel : i;
-      offset[i] = rc % share.c * slabs.patch.image_pitch() +
-                  rc / share.c * conv.rows.dilation * slabs.patch.row_pitch() + s * conv.cols.dilation * L;
-    }
-    const int64_t reach = conv.rows.kernel > 1 ? (conv.rows.kernel - 1) * conv.rows.dilation : 0;
-    Row<T> row{};
-    row.pitch = L, row.step = slabs.patch.cols.step, row.offset = offset, row.runs = runs;
     for (int64_t v = set * per_unit; v < std::min((set + 1) * per_unit, share.vectors); ++v) {
       const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
       const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
-      S* target = y + n * conv.y.n + k * conv.y.c + block.p * conv.y.h + block.q * conv.y.w;
-      T* out = direct ? reinterpret_cast<T*>(target) : buffer;
-      const int64_t out_h = direct ? conv.y.h : cols * L, out_w = direct ? conv.y.w : L;
-      const int64_t tiles = (cols - 1) / most_pixels + 1;
       slabs.filled = 0;
-      row.w = packed + v * taps * L, row.out_pitch = out_w, row.count = direct ? count : L;
-      row.finish = direct && !finish.does_nothing() ? &finish : nullptr;
-      for (int64_t p = 0; p < rows; ++p) {
-        slabs.read(std::min(p * row_step + reach + 1, slabs.patch.rows.size), v, x);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t q = cols * tile / tiles, MR = cols * (tile + 1) / tiles - q;
-          row.x = slabs.data + p * row_step * slabs.patch.row_pitch() + q * row.step * L;
-          row.begin = 0, row.end = slabs.patch.cols.size;
-          row.out = out + p * out_h + q * out_w;
-          functions[MR - 1](row);
+      for (const Taps<S>& taps : all_taps) {
+        const Correlation& part = taps.conv;
+        const int64_t rows = std::min(block.p_end, part.rows.out) - block.p,
+                      cols = std::min(block.q_end, part.cols.out) - block.q;
+        if (rows <= 0 || cols <= 0) continue;
+        S* target = taps.y + n * part.y.n + k * part.y.c + block.p * part.y.h + block.q * part.y.w;
+        T* out = direct ? reinterpret_cast<T*>(target) : buffer;
+        TapTile<T> tile = taps.tile(L, patch.row_pitch(), patch.image_pitch(), patch.cols.step, offset);
+        tile.left = 0, tile.right = patch.cols.size, tile.top = 0, tile.bottom = patch.rows.size;
+        tile.w = taps.packed + v * taps.size;
+        tile.y_row = direct ? part.y.h : cols * L, tile.y_pixel = direct ? part.y.w : L;
+        tile.count = direct ? count : L, tile.finish = direct && !finish.does_nothing() ? &finish : nullptr;
+        const int64_t shift_h = part.rows.kernel > 0 ? conv.rows.pad - part.rows.pad : 0,
+                      shift_w = part.cols.kernel > 0 ? conv.cols.pad - part.cols.pad : 0;
+        const int64_t reach = part.rows.kernel > 0 ? shift_h + (part.rows.kernel - 1) * part.rows.dilation : 0;
+        Scratch scratch;
+        const RowCuts<T> cuts = taps.cut(tile, cols, scratch);
+        for (int64_t p = 0, made; p < rows; p += made) {
+          made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;
+          slabs.read(std::min((p + made - 1) * patch.rows.step + reach + 1, patch.rows.size), v, x);
+          correlate_rows(cuts, made, tile,
+                         slabs.data + (p * patch.rows.step + shift_h) * patch.row_pitch() + shift_w * L,
+                         out + p * tile.y_row);
         }
+        if (direct) continue;
+        const bool whole = cols == part.cols.out && part.y.h == cols * part.y.w;
+        if (whole) write_tile(out, L, rows * cols, count, target, part.y.w, part.y.c, finish, 0);
+        for (int64_t p = 0; p < rows && !whole; ++p)
+          write_tile(out + p * tile.y_row, L, cols, count, target + p * part.y.h, part.y.w, part.y.c, finish, 0);
       }
-      if (direct) continue;
-      const bool whole = cols == conv.cols.out && conv.y.h == cols * conv.y.w;
-      if (whole) write_tile(out, L, rows * cols, count, target, conv.y.w, conv.y.c, finish, 0);
-      for (int64_t p = 0; p < rows && !whole; ++p)
-        write_tile(out + p * out_h, L, cols, count, target + p * conv.y.h, conv.y.w, conv.y.c, finish, 0);
     }
   });
 }
 
-// sum[t] += x[q * step + offset[t]] * y[q], over `length` pixels of each of `rows` rows, for TAPS taps.
-template <class T, int TAPS>
-void correlate_taps(const T* x, int64_t x_row, int64_t step, const T* y, int64_t y_row, int64_t y_step, int64_t rows,
-                    int64_t length, const int64_t* offset, T* sums, bool add) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
-  V sum[TAPS] = {};
-  for (int64_t p = 0; p < rows; ++p, x += x_row, y += y_row) {
-    const T *at = x, *from = y;
-    for (int64_t q = 0; q < length; ++q, at += step, from += y_step) {
-      const V value = load(from);
-      unroll<TAPS>([&](auto t) __attribute__((always_inline)) { sum[t] = fma(load(at + offset[t]), value, sum[t]); });
+// Adds up the sums of all chunks, [chunk][vector][r][c][s][lane], and stores them.
+template <class S>
+void finish_weight(const Conv& conv, const Lanes& share, Sum<S>* sums, int64_t chunks, S* w) {
+  constexpr int L = lanes<S>;
+  const int64_t size = conv.rows.kernel * conv.cols.kernel * share.c * L;
+  parallel_for(share.vectors, double(chunks) * size, [&](int64_t v) {
+    Sum<S>* total = sums + v * size;
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const Sum<S>* part = total + chunk * share.vectors * size;
+      for (int64_t i = 0; i < size; i += L) store(total + i, load(total + i) + load(part + i));
     }
-  }
-  unroll<TAPS>([&](auto t)
-                   __attribute__((always_inline)) { store(sums + t * L, add ? load(sums + t * L) + sum[t] : sum[t]); });
+    const int64_t taps = size / L, count = std::min(share.out, conv.K - v * share.out);
+    if (share.c == 1 && conv.w.w == 1 && conv.w.h == conv.cols.kernel)
+      return write_tile(total, L, taps, count, w + v * share.out * conv.w.n, 1, conv.w.n, Finish<Sum<S>>(), 0);
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const Sum<S>* from = total + lane;
+      S* to = w + (v * share.out + lane) * conv.w.n;
+      for (int64_t r = 0; r < conv.rows.kernel; ++r)
+        for (int64_t c = 0; c < share.c; ++c)
+          for (int64_t s = 0; s < conv.cols.kernel; ++s, from += L)
+            to[r * conv.w.h + s * conv.w.w + c * conv.w.c] = S(*from);
+    }
+  });
 }
 
-template <class T, int... t>
-constexpr auto taps_table(std::integer_sequence<int, t...>) {
-  return std::array{correlate_taps<T, t + 1>...};
+// Into how many chunks, each with sums of its own, the third operator cuts `blocks` blocks, in `sets` sets of vectors: a
+// number that depends on the problem alone.
+template <class S>
+int64_t weight_chunks(const Conv& conv, const Lanes& share, int64_t sets, int64_t blocks) {
+  constexpr int64_t units = 64, sums_bytes = 4 << 20;
+  const int64_t size = conv.rows.kernel * conv.cols.kernel * share.c * lanes<S> * share.vectors * sizeof(Sum<S>);
+  return std::clamp<int64_t>(std::min((units - 1) / sets + 1, sums_bytes / size), 1, std::max<int64_t>(1, blocks));
 }
 
-constexpr int most_taps = registers > 16 ? 14 : 7;
-
+// Adds the products of rows of taps [r, r_end) to sums[r][run][tap][lane], a few rows at a time.
 template <class T>
-constexpr auto correlate_tap_sets = taps_table<T>(std::make_integer_sequence<int, most_taps>());
+void sum_rows(const SumTaps<T>* functions, TapSums<T> product, int64_t r, int64_t r_end, int64_t taps) {
+  const int64_t most = most_tap_rows(taps), sets = (r_end - r - 1) / most + 1, count = r_end - r;
+  const T* x = product.x;
+  T* sums = product.sums;
+  for (int64_t set = 0; set < sets; ++set) {
+    const int64_t first = r + count * set / sets, rows = r + count * (set + 1) / sets - first;
+    product.x = x + first * product.row, product.sums = sums + first * product.pitch;
+    functions[rows - 1](product);
+  }
+}
+
+constexpr int64_t pixels_at_once = 256;  // of which all taps find the rows in L1
 
 template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
@@ -351,73 +331,70 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   const Lanes share(conv, L);
   const Plan plan = slab::plan<S>(conv);
   const Correlation problem = forward_correlation(conv);
-  const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks,
-                taps = conv.rows.kernel * conv.cols.kernel * share.c;
-  // The blocks are cut into chunks, each with sums of its own: a number that depends on the problem alone.
-  const int64_t chunks = std::clamp<int64_t>(
-      std::min<int64_t>(64 / share.vectors, (4 << 20) / (share.vectors * taps * L * int64_t(sizeof(T)))), 1,
-      std::max<int64_t>(1, blocks));
-  const int64_t size = taps * L;
+  const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks, R = conv.rows.kernel, S_taps = conv.cols.kernel;
+  const int64_t taps = R * S_taps * share.c, size = taps * L;
+  const int64_t per_unit = 4, sets = (share.vectors - 1) / per_unit + 1;
+  const int64_t chunks = weight_chunks<S>(conv, share, sets, blocks);
+  const auto* functions = sum_functions<T>(S_taps == 1 || conv.cols.dilation == 1 ? S_taps : 0,
+                                           S_taps == 1 ? 1 : conv.cols.stride);
   Scratch scratch;
-  T* sums = scratch.take<T>(share.vectors * chunks * size);
-  // Vectors are neighbours in memory: unit by unit they share cache lines of pixels.
-  parallel_for(
-      share.vectors * chunks, double(blocks) / chunks * plan.rows * plan.cols * (taps + 4) * L, [&](int64_t unit) {
-        const int64_t v = unit % share.vectors, chunk = unit / share.vectors;
-        T* total = sums + (v * chunks + chunk) * size;
-        const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
-        const FlushSubnormals flush;
-        const int64_t begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
-        if (begin == end) std::fill_n(total, size, T(0));
-        for (int64_t b = begin; b < end; ++b) {
-          const int64_t q0 = b % plan.col_blocks * plan.cols, p0 = b / plan.col_blocks % plan.row_blocks * plan.rows,
-                        n = b / plan.col_blocks / plan.row_blocks;
-          const Block block{
-              n, n + 1, p0, std::min(p0 + plan.rows, conv.rows.out), q0, std::min(q0 + plan.cols, conv.cols.out)};
-          const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
-          Scratch scratch;
-          Slabs<S> slabs(problem, block, share, scratch);
-          slabs.read(slabs.patch.rows.size, v, x);
-          int64_t* offset = scratch.take<int64_t>(taps);
-          for (int64_t i = 0; i < taps; ++i) {
-            const int64_t s = i % conv.cols.kernel, c = i / conv.cols.kernel % share.c,
-                          r = i / conv.cols.kernel / share.c;
-            offset[i] = c * slabs.patch.image_pitch() + r * conv.rows.dilation * slabs.patch.row_pitch() +
-                        s * conv.cols.dilation * L;
-          }
-          const S* from = y + n * conv.y.n + k * conv.y.c + block.p * conv.y.h + block.q * conv.y.w;
-          const bool in_place = std::is_same_v<S, T> && conv.y.c == 1 && count == L;
-          T* copy = in_place ? nullptr : scratch.take<T>(rows * cols * L);
-          for (int64_t p = 0; p < rows && !in_place; ++p)
-            read_tile(from + p * conv.y.h, conv.y.w, conv.y.c, cols, count, copy + p * cols * L, L);
-          const T* gradient = in_place ? reinterpret_cast<const T*>(from) : copy;
-          const int64_t y_row = in_place ? conv.y.h : cols * L, y_step = in_place ? conv.y.w : L;
-          // A few rows at a time, so that all taps find them in L1.
-          const int64_t sets = (taps - 1) / most_taps + 1, row_step = slabs.patch.rows.step * slabs.patch.row_pitch();
-          const int64_t together = std::clamp<int64_t>(256 / cols, 1, rows);
-          for (int64_t p = 0; p < rows; p += together)
-            for (int64_t set = 0; set < sets; ++set) {
-              const int64_t t = taps * set / sets, TAPS = taps * (set + 1) / sets - t;
-              correlate_tap_sets<T>[TAPS - 1](slabs.data + p* row_step, row_step, slabs.patch.cols.step* L,
-                                              gradient + p* y_row, y_row, y_step, std::min(together, rows - p), cols,
-                                              offset + t, total + t* L, b > begin || p > 0);
+  T* sums = scratch.take<T>(chunks * share.vectors * size);
+  const double work = double(blocks) / chunks * plan.rows * plan.cols * (taps + 4) * per_unit * L;
+  parallel_for(sets * chunks, work, [&](int64_t unit) {
+    const int64_t set = unit % sets, chunk = unit / sets;
+    const FlushSubnormals flush;
+    for (int64_t v = set * per_unit; v < std::min((set + 1) * per_unit, share.vectors); ++v) {
+      T* total = sums + (chunk * share.vectors + v) * size;
+      std::fill_n(total, size, T(0));
+      const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
+      for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
+        const int64_t q0 = b % plan.col_blocks * plan.cols, p0 = b / plan.col_blocks % plan.row_blocks * plan.rows,
+                      n = b / plan.col_blocks / plan.row_blocks;
+        const Block block{
+            n, n + 1, p0, std::min(p0 + plan.rows, conv.rows.out), q0, std::min(q0 + plan.cols, conv.cols.out)};
+        const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
+        Scratch scratch;
+        Slabs<S> slabs(problem, block, share, scratch);
+        const Patch& patch = slabs.patch;
+        slabs.read(patch.rows.size, v, x);
+        const S* from = y + n * conv.y.n + k * conv.y.c + block.p * conv.y.h + block.q * conv.y.w;
+        const bool in_place = std::is_same_v<S, T> && conv.y.c == 1 && count == L;
+        T* copy = in_place ? nullptr : scratch.take<T>(rows * cols * L);
+        for (int64_t p = 0; p < rows && !in_place; ++p)
+          read_tile(from + p * conv.y.h, conv.y.w, conv.y.c, cols, count, copy + p * cols * L, L);
+        const T* gradient = in_place ? reinterpret_cast<const T*>(from) : copy;
+        const int64_t y_row = in_place ? conv.y.h : cols * L, y_pixel = in_place ? conv.y.w : L;
+        const int64_t x_row = patch.rows.step * patch.row_pitch(), tap_row = conv.rows.dilation * patch.row_pitch();
+        const int64_t together = std::clamp<int64_t>(pixels_at_once / cols, 1, rows);
+        int64_t* offset = scratch.take<int64_t>(taps);
+        for (int64_t i = 0; i < taps; ++i)
+          offset[i] = i / S_taps % share.c * patch.image_pitch() + i / S_taps / share.c * tap_row +
+                      i % S_taps * conv.cols.dilation * L;
+        for (int64_t p = 0; p < rows; p += together) {
+          const int64_t some = std::min(together, rows - p);
+          if (functions) {
+            TapSums<T> product{};
+            product.pixel = L, product.row = tap_row, product.x_row = x_row;
+            product.left = 0, product.right = patch.cols.size;
+            product.y = gradient + p * y_row, product.y_pixel = y_pixel, product.y_row = y_row;
+            product.rows = some, product.cols = cols, product.pitch = share.c * S_taps * L;
+            for (int64_t c = 0; c < share.c; ++c) {
+              product.x = slabs.data + p * x_row + c * patch.image_pitch(), product.sums = total + c * S_taps * L;
+              sum_rows(functions, product, 0, R, S_taps);
             }
+          } else {
+            const int64_t parts = (taps - 1) / most_taps + 1;
+            for (int64_t part = 0; part < parts; ++part) {
+              const int64_t t = taps * part / parts, many = taps * (part + 1) / parts - t;
+              sum_any_functions<T>[many - 1](slabs.data + p * x_row, x_row, patch.cols.step * L, gradient + p * y_row,
+                                             y_row, y_pixel, some, cols, offset + t, total + t * L);
+            }
+          }
         }
-      });
-
-  for (int64_t v = 0; v < share.vectors; ++v) {
-    T* total = sums + v * chunks * size;
-    for (int64_t chunk = 1; chunk < chunks; ++chunk)
-      for (int64_t i = 0; i < size; i += L) store(total + i, load(total + i) + load(total + chunk * size + i));
-    for (int64_t lane = 0; lane < std::min(share.out, conv.K - v * share.out); ++lane) {
-      const T* from = total + lane;
-      S* to = w + (v * share.out + lane) * conv.w.n;
-      for (int64_t r = 0; r < conv.rows.kernel; ++r)
-        for (int64_t c = 0; c < share.c; ++c)
-          for (int64_t s = 0; s < conv.cols.kernel; ++s, from += L)
-            to[r * conv.w.h + s * conv.w.w + c * conv.w.c] = S(*from);
+      }
     }
-  }
+  });
+  finish_weight(conv, share, sums, chunks, w);
 }
 
 }  // namespace slab

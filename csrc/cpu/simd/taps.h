@@ -1,0 +1,302 @@
+// The inner loops of slab: products of pixels and taps, lane by lane. A pixel is one vector. Each is loaded once for all
+// the taps of a row, and for two rows of outputs.
+
+// Numbers of neighbouring outputs that are made at a time.
+using TileWidths = std::conditional_t<(registers > 16), std::integer_sequence<int, 7, 4, 2, 1>,
+                                      std::integer_sequence<int, 4, 2, 1>>;
+constexpr int most_pixels = registers > 16 ? 7 : 4;
+
+// A tile of one or two rows of outputs.
+template <class T>
+struct TapTile {
+  const T* x;              // under the first tap of the first output
+  int64_t pixel, row;      // steps in x: to the next pixel, and to the next row of taps
+  int64_t left, right;     // the pixels of a row that exist, counted from x; the others are zero
+  int64_t top, bottom;     // the rows of taps that exist, of the first row of outputs
+  int64_t kernel_rows;     // of taps
+  int64_t row_step;        // rows of taps from the first row of outputs to the second
+  const int64_t* offset;   // in x, of the runs of taps that belong to one row of taps
+  int64_t runs;
+  const T* w;              // [row of taps][run][tap][lane]
+  T* y;
+  int64_t y_pixel, y_row;  // steps in y
+  int count;               // lanes to be stored
+  bool stream;             // past the caches
+  const Finish<T>* finish;
+  int64_t step;            // from one output to the next, in pixels of x, where `step` below is 0
+  int64_t ahead;           // rows of x behind those of this tile that are fetched meanwhile
+};
+
+// Runs of `taps` neighbouring taps, and `step` pixels of x from one output to the next, are known when the function is
+// compiled. Otherwise both are 1 and 0, and all pixels exist.
+template <class T, int rows, int MR, int taps, int step>
+void correlate_tile(const TapTile<T>& tile) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes, pixels = step > 0 ? (MR - 1) * step + taps : MR;
+  V sum[rows][MR] = {};
+  for (int64_t i = 0; i < tile.ahead; ++i) {
+    const T* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
+    unroll<pixels>([&](auto j) __attribute__((always_inline)) {
+      if constexpr (j < MR * (step > 0 ? step : 1)) __builtin_prefetch(at + j * tile.pixel, 0, 2);
+    });
+  }
+  [[maybe_unused]] static constexpr T zero[L] = {};
+  const int64_t distance = step > 0 ? tile.pixel : tile.step * tile.pixel;
+  const auto row = [&](int64_t i, auto first, auto second, auto inside) __attribute__((always_inline)) {
+    const T* w = tile.w + i * tile.runs * taps * L;
+    const T* w_second = w - tile.row_step * tile.runs * taps * L;
+    for (int64_t run = 0; run < tile.runs; ++run, w += taps * L, w_second += taps * L) {
+      const T* at = tile.x + i * tile.row + tile.offset[run];
+      V tap[rows][taps];
+      unroll<taps>([&](auto t) __attribute__((always_inline)) {
+        if constexpr (first) tap[0][t] = load(w + t * L);
+        if constexpr (second) tap[rows - 1][t] = load(w_second + t * L);
+      });
+      unroll<pixels>([&](auto j) __attribute__((always_inline)) {
+        // Only the windows' own ends may be missing.
+        constexpr bool exists = inside || (j >= taps - 1 && j <= pixels - taps);
+        const V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
+        at += distance;
+        unroll<taps>([&](auto t) __attribute__((always_inline)) {
+          constexpr int from = j - t, by = step > 0 ? step : 1;
+          if constexpr (from >= 0 && from % by == 0 && from / by < MR) {
+            if constexpr (first) sum[0][from / by] = fma(pixel, tap[0][t], sum[0][from / by]);
+            if constexpr (second) sum[rows - 1][from / by] = fma(pixel, tap[rows - 1][t], sum[rows - 1][from / by]);
+          }
+        });
+      });
+    }
+  };
+  const auto all_rows = [&](auto inside) __attribute__((always_inline)) {
+    const std::true_type yes;
+    const std::false_type no;
+    const int64_t R = tile.kernel_rows, s = rows > 1 ? tile.row_step : R;
+    int64_t i = tile.top;
+    for (const int64_t end = std::min(s, tile.bottom); i < end; ++i) row(i, yes, no, inside);
+    if constexpr (rows > 1) {
+      for (const int64_t end = std::min(R, tile.bottom); i < end; ++i) row(i, yes, yes, inside);
+      for (const int64_t end = std::min(R + s, tile.bottom); i < end; ++i) row(i, no, yes, inside);
+    }
+  };
+  if (step == 0 || (tile.left <= 0 && tile.right >= pixels)) {
+    all_rows(std::true_type());
+  } else {
+    all_rows(std::false_type());
+  }
+  const auto each = [&](const auto& body) __attribute__((always_inline)) {
+    unroll<rows>([&](auto r) __attribute__((always_inline)) {
+      unroll<MR>([&](auto m)
+                     __attribute__((always_inline)) { body(tile.y + r * tile.y_row + m * tile.y_pixel, sum[r][m]); });
+    });
+  };
+  if (tile.finish) each([&](T*, V& value) __attribute__((always_inline)) { value = (*tile.finish)(value, 0); });
+  if (tile.stream) {
+    each([&](T* y, V value) __attribute__((always_inline)) { stream(y, value); });
+  } else if (tile.count == L) {
+    each([&](T* y, V value) __attribute__((always_inline)) { store(y, value); });
+  } else {
+    each([&](T* y, V value) __attribute__((always_inline)) { store(y, value, tile.count); });
+  }
+}
+
+template <class T>
+using CorrelateTile = void (*)(const TapTile<T>&);
+
+// correlate_tile for one row of outputs and for two.
+template <class T>
+struct TileFunctions {
+  int width;
+  CorrelateTile<T> one, two;
+};
+
+template <class T, int taps, int step, int... m>
+const TileFunctions<T>* tile_table(std::integer_sequence<int, m...>) {
+  static constexpr TileFunctions<T> table[] = {
+      {m, correlate_tile<T, 1, m, taps, step>, correlate_tile<T, 2, m, taps, step>}...};
+  return table;
+}
+
+// From the widest down to those of one output.
+template <class T, int taps, int step>
+const TileFunctions<T>* tile_table() {
+  return tile_table<T, taps, step>(TileWidths());
+}
+
+// Those for runs of `taps` taps, or null if there are none.
+template <class T>
+const TileFunctions<T>* tile_functions(int64_t taps, int64_t step) {
+  if constexpr (std::is_same_v<T, float>) {  // double would take as long to compile again
+    if (taps == 1 && step == 1) return tile_table<T, 1, 1>();
+    if (taps == 2 && step == 1) return tile_table<T, 2, 1>();
+    if (taps == 3 && step == 1) return tile_table<T, 3, 1>();
+    if (taps == 4 && step == 1) return tile_table<T, 4, 1>();
+    if (taps == 5 && step == 1) return tile_table<T, 5, 1>();
+    if (taps == 7 && step == 1) return tile_table<T, 7, 1>();
+    if (taps == 3 && step == 2) return tile_table<T, 3, 2>();
+    if (taps == 5 && step == 2) return tile_table<T, 5, 2>();
+  }
+  return nullptr;
+}
+
+// How a row of outputs is cut into tiles.
+template <class T>
+struct RowCuts {
+  struct Cut {
+    int64_t x, y;  // steps of the first output, from that of the row
+    int64_t left, right;
+    CorrelateTile<T> one, two;
+  };
+  Cut* cuts;
+  int64_t count = 0;
+
+  // Of `cols` outputs. `tile` describes the first one.
+  RowCuts(const TileFunctions<T>* functions, int64_t taps, const TapTile<T>& tile, int64_t cols, Scratch& scratch)
+      : cuts(scratch.take<Cut>(cols)) {
+    for (int64_t q = 0; q < cols;) {
+      const TileFunctions<T>* choice = functions;
+      // Windows that lie beside the input are made one by one.
+      const auto fits = [&] {
+        return choice->width == 1 || (choice->width <= cols - q && q * tile.step + taps > tile.left &&
+                                      (q + choice->width - 1) * tile.step < tile.right);
+      };
+      while (!fits()) ++choice;
+      cuts[count++] = {q * tile.step * tile.pixel, q * tile.y_pixel, tile.left - q * tile.step,
+                       tile.right - q * tile.step, choice->one,      choice->two};
+      q += choice->width;
+    }
+  }
+};
+
+// Makes the rows of outputs, one or two, of which `tile` describes the first output.
+template <class T>
+INLINE void correlate_rows(const RowCuts<T>& cuts, int rows, TapTile<T>& tile, const T* x, T* y) {
+  for (int64_t i = 0; i < cuts.count; ++i) {
+    const typename RowCuts<T>::Cut& cut = cuts.cuts[i];
+    tile.x = x + cut.x, tile.y = y + cut.y, tile.left = cut.left, tile.right = cut.right;
+    (rows == 2 ? cut.two : cut.one)(tile);
+  }
+}
+
+// The gradient of taps, from rows of output gradients.
+template <class T>
+struct TapSums {
+  const T* x;              // under the first of these taps, and the first gradient
+  int64_t pixel, row;      // steps in x: to the next pixel, and to the next row of taps
+  int64_t left, right;     // the pixels of a row that exist, counted from x; the others are zero
+  int64_t x_row;           // step in x from one row of gradients to the next
+  const T* y;
+  int64_t y_pixel, y_row;  // steps in y
+  int64_t rows, cols;      // of gradients
+  T* sums;                 // [row of taps, `pitch` apart][tap][lane]
+  int64_t pitch;
+};
+
+// Adds the products of `taps` neighbouring taps in each of `tap_rows` rows.
+template <class T, int tap_rows, int taps, int step>
+void sum_taps(const TapSums<T>& product) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  V sum[tap_rows][taps];
+  unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
+    unroll<taps>([&](auto t)
+                     __attribute__((always_inline)) { sum[r][t] = load(product.sums + r * product.pitch + t * L); });
+  });
+  const auto add = [&](const T* x, const T* y, int64_t q, auto MQ, auto inside) __attribute__((always_inline)) {
+    constexpr int pixels = (MQ - 1) * step + taps;
+    V gradient[MQ];
+    unroll<MQ>([&](auto m) __attribute__((always_inline)) { gradient[m] = load(y + m * product.y_pixel); });
+    unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
+      const T* at = x + r * product.row;
+      unroll<pixels>([&](auto j) __attribute__((always_inline)) {
+        const int64_t w = q * step + j;
+        const V pixel = inside || (w >= product.left && w < product.right) ? load(at) : V{};
+        at += product.pixel;
+        unroll<taps>([&](auto t) __attribute__((always_inline)) {
+          constexpr int from = j - t;
+          if constexpr (from >= 0 && from % step == 0 && from / step < MQ)
+            sum[r][t] = fma(pixel, gradient[from / step], sum[r][t]);
+        });
+      });
+    });
+  };
+  const std::integral_constant<int, most_pixels> many;
+  const std::integral_constant<int, 1> one;
+  for (int64_t p = 0; p < product.rows; ++p) {
+    const T *x = product.x + p * product.x_row, *y = product.y + p * product.y_row;
+    int64_t q = 0;
+    const auto go = [&](auto count) __attribute__((always_inline)) {
+      for (; q + count <= product.cols; q += count) {
+        const T *at = x + q * step * product.pixel, *from = y + q * product.y_pixel;
+        if (q * step >= product.left && (q + count - 1) * step + taps <= product.right) {
+          add(at, from, q, count, std::true_type());
+        } else {
+          add(at, from, q, count, std::false_type());
+        }
+      }
+    };
+    go(many);
+    go(one);
+  }
+  unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
+    unroll<taps>([&](auto t)
+                     __attribute__((always_inline)) { store(product.sums + r * product.pitch + t * L, sum[r][t]); });
+  });
+}
+
+template <class T>
+using SumTaps = void (*)(const TapSums<T>&);
+
+// At most so many rows of taps at a time.
+constexpr int most_tap_rows(int taps) { return std::max(1, std::min(3, (registers - most_pixels - 1) / taps)); }
+
+template <class T, int taps, int step, int... r>
+const SumTaps<T>* sums_table(std::integer_sequence<int, r...>) {
+  static constexpr SumTaps<T> table[] = {sum_taps<T, r + 1, taps, step>...};
+  return table;
+}
+
+template <class T, int taps, int step>
+const SumTaps<T>* sums_table() {
+  return sums_table<T, taps, step>(std::make_integer_sequence<int, most_tap_rows(taps)>());
+}
+
+// sum_taps for `taps` neighbouring taps, by the number of their rows less one; null if there is none.
+template <class T>
+const SumTaps<T>* sum_functions(int64_t taps, int64_t step) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (taps == 1 && step == 1) return sums_table<T, 1, 1>();
+    if (taps == 3 && step == 1) return sums_table<T, 3, 1>();
+    if (taps == 5 && step == 1) return sums_table<T, 5, 1>();
+    if (taps == 7 && step == 1) return sums_table<T, 7, 1>();
+    if (taps == 3 && step == 2) return sums_table<T, 3, 2>();
+    if (taps == 5 && step == 2) return sums_table<T, 5, 2>();
+  }
+  return nullptr;
+}
+
+// The same for any taps: sums[t] += x[q * step + offset[t]] * y[q], over `length` pixels of each of `rows` rows.
+template <class T, int taps>
+void sum_any_taps(const T* x, int64_t x_row, int64_t step, const T* y, int64_t y_row, int64_t y_step, int64_t rows,
+                  int64_t length, const int64_t* offset, T* sums) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  V sum[taps] = {};
+  for (int64_t p = 0; p < rows; ++p, x += x_row, y += y_row) {
+    const T *at = x, *from = y;
+    for (int64_t q = 0; q < length; ++q, at += step, from += y_step) {
+      const V value = load(from);
+      unroll<taps>([&](auto t) __attribute__((always_inline)) { sum[t] = fma(load(at + offset[t]), value, sum[t]); });
+    }
+  }
+  unroll<taps>([&](auto t) __attribute__((always_inline)) { store(sums + t * L, load(sums + t * L) + sum[t]); });
+}
+
+template <class T, int... t>
+constexpr auto any_taps_table(std::integer_sequence<int, t...>) {
+  return std::array{sum_any_taps<T, t + 1>...};
+}
+
+constexpr int most_taps = registers > 16 ? 14 : 7;
+
+template <class T>
+constexpr auto sum_any_functions = any_taps_table<T>(std::make_integer_sequence<int, most_taps>());
