@@ -44,7 +44,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
     taps += part.conv.rows.kernel * part.conv.cols.kernel;
   }
   const T* bias = read_bias<S>(epilogue, share, conv.K, scratch);
-  const bool stream = streams(conv, y);
+  const bool stream = streams(conv, y, conv.K);
 
   // Units: a few rows of all channels, of all parts.
   const int64_t rows = std::clamp<int64_t>(conv.rows.out * conv.N / 64 / 2 * 2, 2, 8),
@@ -75,7 +75,8 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
             const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
             tile.finish = finish.does_nothing() ? nullptr : &finish;
             tile.w = taps.packed + v * taps.size;
-            correlate_rows(cuts, made, tile, from + v * L, to + v * L);
+            for (int64_t j = 0; j < cuts.count; ++j)
+              correlate_cut(cuts.cuts[j], made, tile, from + v * L, to + v * L);
           }
         }
       }

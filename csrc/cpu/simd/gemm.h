@@ -97,13 +97,34 @@ inline double cost(const Correlation& conv) {
   return products + copies(conv);
 }
 
+// The result of a correlation without taps, which grad_input has where the stride is larger than the kernel.
+template <class S>
+void write_zeros(const Correlation& conv, S* y) {
+  constexpr int L = lanes<S>;
+  const bool past_caches = streams(conv, y, conv.K);
+  parallel_for(conv.N * conv.rows.out, double(conv.cols.out) * conv.K, [&](int64_t unit) {
+    S* row = y + unit / conv.rows.out * conv.y.n + unit % conv.rows.out * conv.y.h;
+    for (int64_t q = 0; q < conv.cols.out; ++q, row += conv.y.w) {
+      if (past_caches) {
+        for (int64_t k = 0; k < conv.K; k += L) stream(reinterpret_cast<Sum<S>*>(row) + k, Vector<S>{});
+      } else if (conv.y.c == 1) {
+        std::memset(row, 0, conv.K * sizeof(S));
+      } else {
+        for (int64_t k = 0; k < conv.K; ++k) row[k * conv.y.c] = S(0);
+      }
+    }
+    if (past_caches) finish_streams();
+  });
+}
+
 template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+  if (conv.rows.kernel * conv.cols.kernel == 0) return write_zeros(conv, y);
   using T = Sum<S>;
   constexpr int L = lanes<S>;
   using Plan = gemm::Plan<S>;
   const Plan plan = gemm::plan<S>(conv);
-  const bool stream = streams(conv, y);
+  const bool stream = streams(conv, y, conv.K_per_group());
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   const int64_t NR = plan.lanes_per_panel, block_size = plan.block_size(conv, plan.channels),
                 panel_size = block_size * plan.channel_blocks;
@@ -220,12 +241,13 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           const int MR = next;
           next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
           product.a = a[tile % 2], product.c = out[tile % 2];
-          const char* ahead = reinterpret_cast<const char*>(next && in_place ? a[(tile + 1) % 2][0] : a[tile % 2][0]);
+          FetchRows<T> fetch;
+          if (next && in_place)
+            fetch = {a[(tile + 1) % 2], next, channels,
+                     (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
+          product.fetch = &fetch;
           for (int64_t i = panel; i < panel_end; ++i) {
             product.b = packed + (i - first) * panel_size + cb * block_size;
-            product.next = ahead,
-            product.ahead = next && in_place && (i - panel) * channels * 32 < MR * channels * 4 ? 2048 : 0;
-            ahead += product.ahead * (channels / 64);
             product.lane = (i - panel) * NR;
             product.count = direct ? K - (i - group * plan.panels) * NR : NR;
             if (plan.dots) {

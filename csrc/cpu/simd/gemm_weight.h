@@ -9,6 +9,7 @@ namespace gemm {
 
 template <class S>
 struct WeightPlan {
+  static constexpr int64_t block_pixels = 256;
   static constexpr int64_t patch_bytes = 256 << 10;
   static constexpr int64_t sums_bytes = 8 << 20;  // of all chunks
   static constexpr int64_t units = 64;
@@ -23,10 +24,17 @@ struct WeightPlan {
   bool swapped = false;                      // lanes are output channels
   int64_t pitch = 0, run_pitch = 0;          // of the sums: from one row to the next, and from one run to the next
   bool x_in_place = false, y_in_place = false;
+  bool direct = false;  // sums are made where they belong
   bool possible = false;
 
   int64_t sums() const { return swapped ? runs * run_pitch : filters * pitch; }
 };
+
+// A pitch of pixels that spreads them over the sets of L1.
+template <class T>
+int64_t apart(int64_t pitch) {
+  return pitch * int64_t(sizeof(T)) % 256 == 0 ? pitch + Simd<T>::lanes : pitch;
+}
 
 template <class S>
 WeightPlan<S> weight_plan(const Conv& conv) {
@@ -39,7 +47,7 @@ WeightPlan<S> weight_plan(const Conv& conv) {
     const int64_t parts = std::max<int64_t>(1, (all - 1) / most + 1);
     return std::max<int64_t>(1, std::min(all, ((all - 1) / parts / multiple + 1) * multiple));
   };
-  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, 256, channels, Plan::patch_bytes); };
+  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, Plan::block_pixels, channels, Plan::patch_bytes); };
   // Fewer channels at a time, if that makes longer sums.
   int64_t channels = share(C, 256, 2 * L);
   while (channels > 2 * L && cut(channels).pixels() < 128) channels = share(C, channels / 2, 2 * L);
@@ -74,6 +82,8 @@ WeightPlan<S> weight_plan(const Conv& conv) {
                     conv.cols.pad == 0 && conv.rows.position(P - 1, 0) < conv.rows.in &&
                     conv.cols.position(Q - 1, 0) < conv.cols.in;
   plan.y_in_place = plain && conv.y.c == 1 && (K % L == 0 || !plan.swapped);
+  plan.direct = plain && plan.chunks == 1 && !plan.swapped && conv.w.c == 1 && plan.run_length % L == 0 &&
+                (taps == 1 || (plan.joined && plan.channels == C && conv.w.w == C)) && C % plan.channels % L == 0;
   return plan;
 }
 
@@ -126,6 +136,11 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       const int64_t blocks = plan.blocks.count();
       const int64_t begin = blocks * chunk / plan.chunks, end = blocks * (chunk + 1) / plan.chunks;
       if (begin == end) std::fill_n(total, plan.sums(), T(0));
+      int64_t pitch = plan.pitch, run_pitch = plan.run_pitch;
+      if (plan.direct) {
+        total = reinterpret_cast<T*>(w) + (group * K + k) * conv.w.n + c;
+        pitch = conv.w.n, run_pitch = conv.w.h;
+      }
       for (int64_t b = begin; b < end; ++b) {
         const Block block = plan.blocks[b];
         const int64_t images = block.n_end - block.n, rows = block.p_end - block.p, cols = block.q_end - block.q;
@@ -139,8 +154,8 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
               k;
           a_n = conv.y.n, a_p = conv.y.h, a_q = conv.y.w;
         } else {
-          T* copy = scratch.take<T>(block.pixels() * filters);
-          a_q = filters, a_p = cols * a_q, a_n = rows * a_p;
+          a_q = apart<T>(filters), a_p = cols * a_q, a_n = rows * a_p;
+          T* copy = scratch.take<T>(block.pixels() * a_q);
           for (int64_t n = 0; n < images; ++n)
             for (int64_t p = 0; p < rows; ++p)
               read_tile(y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c + (block.p + p) * conv.y.h +
@@ -153,7 +168,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
                    conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
           b_n = conv.x.n, b_p = conv.rows.stride * conv.x.h, b_q = conv.cols.stride * conv.x.w;
         } else {
-          const Patch patch(conv, block, channels);
+          const Patch patch(conv, block, conv.cols.kernel == 1 ? apart<T>(channels) : channels);
           T* copy = scratch.take<T>(images * patch.image_pitch());
           read_patch(problem, block, patch, group * C + c, channels, x, copy);
           source = copy;
@@ -183,7 +198,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
         product.length = length, product.a_step = a_q, product.b_step = b_q;
         if (plan.swapped) std::swap(product.a_offset, product.b_offset), std::swap(product.a_step, product.b_step);
-        product.add = b > begin, product.pitch = plan.pitch;
+        product.add = b > begin, product.pitch = pitch;
         for (int64_t run = 0; run < plan.runs; ++run) {
           const T* taps =
               source + (plan.joined ? run * tap_h : run / conv.cols.kernel * tap_h + run % conv.cols.kernel * tap_w);
@@ -196,7 +211,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
               fetch_x(), fetch_y();
               const int64_t m = down * tile / tiles, MR = down * (tile + 1) / tiles - m;
               product.a = (plan.swapped ? taps : a) + m;
-              product.c = total + m * product.pitch + run * plan.run_pitch + lane;
+              product.c = total + m * pitch + run * run_pitch + lane;
               if (wide) {
                 multiply_outer_rows<T, 2>[MR - 1](product);
               } else {
@@ -209,6 +224,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       }
     });
 
+    if (plan.direct) continue;
     // Adds up the chunks, filter by filter or run by run, and stores them.
     const int64_t parts = plan.swapped ? plan.runs : plan.filters, size = plan.sums() / parts;
     parallel_for(slices * parts, double(plan.chunks) * size * channel_groups, [&](int64_t unit) {

@@ -1,9 +1,39 @@
 // The two register-tiled products behind everything dense. Both keep a tile of MR rows x NV vectors of sums in
 // registers, and for each step of the reduction multiply MR broadcast numbers of A with NV vectors of B.
 
-// As many rows as registers allow, next to the NV vectors of B, a broadcast number and one to spare.
+// Steps that are done together in `multiply`: with one vector of B there are more rows than registers for their
+// addresses, and each is read once for all these steps.
 template <int NV>
-constexpr int most_rows = (registers - NV - 2) / NV;
+constexpr int steps_together = NV > 1 ? 1 : registers > 16 ? 4 : 2;
+
+// As many rows as registers allow, next to the vectors of B, a broadcast number and one to spare.
+template <int NV>
+constexpr int most_rows = (registers - NV * steps_together<NV> - 2) / NV;
+
+// Rows that are fetched into the cache meanwhile.
+template <class T>
+class FetchRows {
+ public:
+  FetchRows() = default;
+
+  // `count` rows of `length` elements, over `calls` calls.
+  FetchRows(const T* const* rows, int64_t count, int64_t length, int64_t calls)
+      : rows_(rows), left_(count), bytes_(length * sizeof(T)), each_((count * ((bytes_ - 1) / 64 + 1) - 1) / calls + 1) {}
+
+  INLINE void operator()() {
+    for (int64_t i = 0; i < each_ && left_ > 0; ++i) {
+      __builtin_prefetch(reinterpret_cast<const char*>(*rows_) + at_);
+      at_ += 64;
+      if (at_ >= bytes_) at_ = 0, ++rows_, --left_;
+    }
+  }
+
+ private:
+  const T* const* rows_ = nullptr;
+  int64_t left_ = 0, bytes_ = 0, each_ = 0, at_ = 0;
+};
+
+constexpr int64_t steps_per_fetch = 64;
 
 template <class T>
 struct Product {
@@ -17,10 +47,8 @@ struct Product {
   int64_t lane, count;
   bool add;  // to what C holds
   const Finish<T>* finish;
-  // What is fetched meanwhile: the rows of A of a later call, of which `ahead` are given.
-  const char* next;
-  int64_t ahead;
-  bool stream;  // past the caches
+  FetchRows<T>* fetch;  // what is fetched every steps_per_fetch steps
+  bool stream;          // past the caches
 };
 
 // Adds, finishes and stores what is more than a plain tile: `rows` rows of sums.
@@ -51,16 +79,20 @@ void multiply(const Product<T>& product) {
   V sum[MR][NV] = {};
   const T* b = product.b;
   const T* const* rows = product.a;
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    V vectors[NV];
-    unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
-    b += NV * L;
+  const auto step = [&](int64_t k, auto together) __attribute__((always_inline)) {
+    V vectors[together][NV];
+    unroll<together>([&](auto u) __attribute__((always_inline)) {
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[u][v] = load(b + (u * NV + v) * L); });
+    });
+    b += together * NV * L;
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      const V number = broadcast(rows[m][k]);
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[v], sum[m][v]); });
+      const T* row = rows[m] + k;
+      unroll<together>([&](auto u) __attribute__((always_inline)) {
+        const V number = broadcast(row[u]);
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[u][v], sum[m][v]); });
+      });
     });
   };
-  const char* next = product.next;
   if (!product.stream)
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
       unroll<NV>([&](auto v)
@@ -70,11 +102,14 @@ void multiply(const Product<T>& product) {
     const int64_t begin = product.offset[i], end = begin + product.length;
     int64_t k = begin;
     while (k + 4 <= end) {
-      const int64_t pause = std::min(k + 64, end - 3);
-      for (const char* stop = next + product.ahead; next < stop; next += 64) __builtin_prefetch(next);
-      for (; k < pause; k += 4) unroll<4>([&](auto u) __attribute__((always_inline)) { step(k + u); });
+      const int64_t pause = std::min(k + steps_per_fetch, end - 3);
+      (*product.fetch)();
+      for (; k < pause; k += 4)
+        unroll<4 / steps_together<NV>>([&](auto u) __attribute__((always_inline)) {
+          step(k + u * steps_together<NV>, std::integral_constant<int, steps_together<NV>>());
+        });
     }
-    for (; k < end; ++k) step(k);
+    for (; k < end; ++k) step(k, std::integral_constant<int, 1>());
   }
   if (!product.finish && product.count >= NV * L) {
     unroll<MR>([&](auto m) __attribute__((always_inline)) {

@@ -22,7 +22,7 @@ struct Lanes {
 
 // Cuts of the outputs: blocks of rows whose slabs fit into a part of L2.
 struct Plan {
-  static constexpr int64_t slab_bytes = 192 << 10;
+  static constexpr int64_t slab_bytes = 384 << 10;
   static constexpr int64_t taps_bytes = 8 << 20;  // of all vectors
 
   int64_t rows, cols, row_blocks, col_blocks;
@@ -40,7 +40,11 @@ Plan plan(const Conv& conv) {
     return double(patch.rows.size) * patch.cols.size * L * sizeof(Sum<S>) * share.c;
   };
   plan.rows = std::max<int64_t>(1, conv.rows.out), plan.cols = std::max<int64_t>(1, conv.cols.out);
-  while (plan.rows > 1 && bytes(plan.rows, plan.cols) > Plan::slab_bytes) plan.rows = (plan.rows + 1) / 2;
+  while (plan.rows > 1 && bytes(plan.rows, plan.cols) > Plan::slab_bytes) --plan.rows;
+  // Blocks of one size, in pairs of rows.
+  const int64_t P = std::max<int64_t>(1, conv.rows.out);
+  plan.rows = (P - 1) / ((P - 1) / plan.rows + 1) + 1;
+  if (plan.rows > 1) plan.rows = std::min(P, (plan.rows + 1) / 2 * 2);
   while (plan.cols > 1 && bytes(plan.rows, plan.cols) > Plan::slab_bytes) plan.cols = (plan.cols + 1) / 2;
   plan.row_blocks = (conv.rows.out + plan.rows - 1) / plan.rows,
   plan.col_blocks = (conv.cols.out + plan.cols - 1) / plan.cols;
@@ -61,30 +65,53 @@ struct Slabs {
   const Lanes& share;
   Patch patch;
   T* data;
-  int64_t filled = 0;  // rows
 
   Slabs(const Correlation& conv, const Block& block, const Lanes& share, Scratch& scratch)
       : conv(conv), block(block), share(share), patch(conv, block, L) {
-    data = scratch.take<T>(patch.image_pitch() * share.c);
+    data = scratch.take<T>(plane() * share.c);
   }
 
-  // Fills the rows up to `end` with vector `v`.
-  void read(int64_t end, int64_t v, const S* x) {
-    if (filled >= end) return;
-    const int64_t first = v * share.in, count = std::min(share.in, conv.C - first), size = patch.image_pitch();
-    // Read into the last slab, and spread from there, the last one last.
-    T* plain = data + (share.c - 1) * size;
-    read_rows(conv, block.n, patch, filled, end, first, count, x, plain);
-    if (share.c > 1 || share.k > 1) {
-      alignas(64) int32_t index[L][L] = {};
-      for (int64_t i = 0; i < share.out; ++i)
-        for (int64_t c = 0; c < share.c; ++c) index[c][i] = i / share.k * share.c + c;
-      for (int64_t i = filled * patch.row_pitch(); i < end * patch.row_pitch(); i += L) {
-        const Vector<S> pixel = load(plain + i);
-        for (int64_t c = 0; c < share.c; ++c) store(data + c * size + i, permute(pixel, index[c]));
+  // From one slab to the next: they stay out of each other's cache sets.
+  int64_t plane() const { return patch.image_pitch() + L; }
+
+  // Fills them with the input channels of vector `v`.
+  void read(int64_t v, const S* x) {
+    const int64_t first = v * share.in, count = std::min(share.in, conv.C - first), size = plane();
+    if (share.c == 1 && share.k == 1) return read_rows(conv, block.n, patch, 0, patch.rows.size, first, count, x, data);
+    alignas(64) int32_t index[L][L] = {};
+    for (int64_t i = 0; i < share.out; ++i)
+      for (int64_t c = 0; c < share.c; ++c) index[c][i] = i / share.k * share.c + c;
+    const auto spread = [&](const auto* from, int64_t step, int64_t pixels, T* to) {
+      for (int64_t j = 0; j < pixels; ++j, from += step, to += L) {
+        __builtin_prefetch(from + L, 0, 2);  // the next vector's
+        const Vector<S> pixel = count == L ? load(from) : load(from, count);
+        for (int64_t c = 0; c < share.c; ++c) store(to + c * size, permute(pixel, index[c]));
       }
+    };
+    if (conv.x.c != 1) {
+      // By way of the last slab.
+      T* plain = data + (share.c - 1) * size;
+      read_rows(conv, block.n, patch, 0, patch.rows.size, first, count, x, plain);
+      return spread(const_cast<const T*>(plain), L, patch.rows.size * patch.cols.size, data);
     }
-    filled = end;
+    const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
+    const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
+    const auto zero = [&](T* to, int64_t pixels) {
+      for (int64_t c = 0; c < share.c; ++c) std::fill_n(to + c * size, pixels * L, T(0));
+    };
+    T* to = data;
+    for (int64_t i = 0; i < patch.rows.size; ++i, to += patch.row_pitch()) {
+      if (i < top || i >= bottom) {
+        zero(to, patch.cols.size);
+        continue;
+      }
+      const int64_t h = patch.rows.first + i * patch.rows.source_step,
+                    w = patch.cols.first + left * patch.cols.source_step;
+      zero(to, left);
+      spread(x + block.n * conv.x.n + first + h * conv.x.h + w * conv.x.w, conv.x.w * patch.cols.source_step,
+             right - left, to + left * L);
+      zero(to + right * L, patch.cols.size - right);
+    }
   }
 };
 
@@ -219,6 +246,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
   }
   const T* bias = read_bias<S>(epilogue, share, conv.K, scratch);
   const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
+  const bool stream = direct && share.out == L && conv.K % L == 0 && streams(conv, y, conv.K);
 
   // Units: blocks x a few vectors, whose channels are neighbours in memory.
   int64_t per_unit = std::min<int64_t>(share.vectors, 8);
@@ -240,7 +268,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
     for (int64_t v = set * per_unit; v < std::min((set + 1) * per_unit, share.vectors); ++v) {
       const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
       const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
-      slabs.filled = 0;
+      slabs.read(v, x);
       for (const Taps<S>& taps : all_taps) {
         const Correlation& part = taps.conv;
         const int64_t rows = std::min(block.p_end, part.rows.out) - block.p,
@@ -248,23 +276,24 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
         if (rows <= 0 || cols <= 0) continue;
         S* target = taps.y + n * part.y.n + k * part.y.c + block.p * part.y.h + block.q * part.y.w;
         T* out = direct ? reinterpret_cast<T*>(target) : buffer;
-        TapTile<T> tile = taps.tile(L, patch.row_pitch(), patch.image_pitch(), patch.cols.step, offset);
+        TapTile<T> tile = taps.tile(L, patch.row_pitch(), slabs.plane(), patch.cols.step, offset);
         tile.left = 0, tile.right = patch.cols.size, tile.top = 0, tile.bottom = patch.rows.size;
         tile.w = taps.packed + v * taps.size;
         tile.y_row = direct ? part.y.h : cols * L, tile.y_pixel = direct ? part.y.w : L;
-        tile.count = direct ? count : L, tile.finish = direct && !finish.does_nothing() ? &finish : nullptr;
+        tile.count = direct ? count : L, tile.stream = stream;
+        tile.finish = direct && !finish.does_nothing() ? &finish : nullptr;
         const int64_t shift_h = part.rows.kernel > 0 ? conv.rows.pad - part.rows.pad : 0,
                       shift_w = part.cols.kernel > 0 ? conv.cols.pad - part.cols.pad : 0;
-        const int64_t reach = part.rows.kernel > 0 ? shift_h + (part.rows.kernel - 1) * part.rows.dilation : 0;
         Scratch scratch;
         const RowCuts<T> cuts = taps.cut(tile, cols, scratch);
-        for (int64_t p = 0, made; p < rows; p += made) {
-          made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;
-          slabs.read(std::min((p + made - 1) * patch.rows.step + reach + 1, patch.rows.size), v, x);
-          correlate_rows(cuts, made, tile,
-                         slabs.data + (p * patch.rows.step + shift_h) * patch.row_pitch() + shift_w * L,
-                         out + p * tile.y_row);
-        }
+        // Column by column, so that the second row of a tile is in L1 as the first one of the next.
+        for (int64_t i = 0; i < cuts.count; ++i)
+          for (int64_t p = 0, made; p < rows; p += made) {
+            made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;
+            correlate_cut(cuts.cuts[i], made, tile,
+                          slabs.data + (p * patch.rows.step + shift_h) * patch.row_pitch() + shift_w * L,
+                          out + p * tile.y_row);
+          }
         if (direct) continue;
         const bool whole = cols == part.cols.out && part.y.h == cols * part.y.w;
         if (whole) write_tile(out, L, rows * cols, count, target, part.y.w, part.y.c, finish, 0);
@@ -272,6 +301,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
           write_tile(out + p * tile.y_row, L, cols, count, target + p * part.y.h, part.y.w, part.y.c, finish, 0);
       }
     }
+    if (stream) finish_streams();
   });
 }
 
@@ -356,7 +386,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         Scratch scratch;
         Slabs<S> slabs(problem, block, share, scratch);
         const Patch& patch = slabs.patch;
-        slabs.read(patch.rows.size, v, x);
+        slabs.read(v, x);
         const S* from = y + n * conv.y.n + k * conv.y.c + block.p * conv.y.h + block.q * conv.y.w;
         const bool in_place = std::is_same_v<S, T> && conv.y.c == 1 && count == L;
         T* copy = in_place ? nullptr : scratch.take<T>(rows * cols * L);
@@ -368,7 +398,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         const int64_t together = std::clamp<int64_t>(pixels_at_once / cols, 1, rows);
         int64_t* offset = scratch.take<int64_t>(taps);
         for (int64_t i = 0; i < taps; ++i)
-          offset[i] = i / S_taps % share.c * patch.image_pitch() + i / S_taps / share.c * tap_row +
+          offset[i] = i / S_taps % share.c * slabs.plane() + i / S_taps / share.c * tap_row +
                       i % S_taps * conv.cols.dilation * L;
         for (int64_t p = 0; p < rows; p += together) {
           const int64_t some = std::min(together, rows - p);
@@ -379,7 +409,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
             product.y = gradient + p * y_row, product.y_pixel = y_pixel, product.y_row = y_row;
             product.rows = some, product.cols = cols, product.pitch = share.c * S_taps * L;
             for (int64_t c = 0; c < share.c; ++c) {
-              product.x = slabs.data + p * x_row + c * patch.image_pitch(), product.sums = total + c * S_taps * L;
+              product.x = slabs.data + p * x_row + c * slabs.plane(), product.sums = total + c * S_taps * L;
               sum_rows(functions, product, 0, R, S_taps);
             }
           } else {

@@ -167,14 +167,11 @@ struct RowCuts {
   }
 };
 
-// Makes the rows of outputs, one or two, of which `tile` describes the first output.
+// Makes one tile. x and y are those of the first output of its row.
 template <class T>
-INLINE void correlate_rows(const RowCuts<T>& cuts, int rows, TapTile<T>& tile, const T* x, T* y) {
-  for (int64_t i = 0; i < cuts.count; ++i) {
-    const typename RowCuts<T>::Cut& cut = cuts.cuts[i];
-    tile.x = x + cut.x, tile.y = y + cut.y, tile.left = cut.left, tile.right = cut.right;
-    (rows == 2 ? cut.two : cut.one)(tile);
-  }
+INLINE void correlate_cut(const typename RowCuts<T>::Cut& cut, int rows, TapTile<T>& tile, const T* x, T* y) {
+  tile.x = x + cut.x, tile.y = y + cut.y, tile.left = cut.left, tile.right = cut.right;
+  (rows == 2 ? cut.two : cut.one)(tile);
 }
 
 // The gradient of taps, from rows of output gradients.

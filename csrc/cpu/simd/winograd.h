@@ -191,8 +191,11 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
       }
       product.a = a, product.b = u + plane * u_stack.plane, product.c = c;
       // The rows of the next product follow these.
-      product.next = reinterpret_cast<const char*>(a[0] + (end - begin) * v_stack.pitch);
-      product.ahead = v_stack.pitch == channels ? (end - begin) * std::min<int64_t>(channels, 64) * sizeof(T) : 0;
+      const T* next = a[0] + (end - begin) * v_stack.pitch;
+      FetchRows<T> fetch;
+      if (v_stack.pitch == channels)
+        fetch = {&next, 1, (end - begin) * channels, (channels - 1) / steps_per_fetch + 1};
+      product.fetch = &fetch;
       multiply_rows<T, 2>[end - begin - 1](product);
     }
   }

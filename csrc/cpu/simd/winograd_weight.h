@@ -6,7 +6,7 @@
 //   M[plane] += D^T V        summed up over all tiles                  [plane][k][c]
 //   w         = (A^T M A)    3x3 taps
 //
-// Tiles are taken in chunks: sums of one chunk are kept in registers and added to M, so that they stay short.
+// Sums over at most chunk_tiles tiles are kept in registers and then added to M, so that they stay short.
 
 namespace winograd {
 
@@ -48,9 +48,140 @@ void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, cons
                             __attribute__((always_inline)) { transform_gradient<Sum<S>>(in, out); });
 }
 
+constexpr int64_t chunk_tiles = 196;  // whose sums are kept in registers
+
+// V and D of some tiles: [plane][tile][channel]
+template <class S>
+struct Transformed {
+  using T = Sum<S>;
+
+  Stack v_stack, d_stack;
+  T *v, *d;
+
+  Transformed(int64_t most_tiles, int64_t c_pitch, int64_t d_pitch, Scratch& scratch)
+      : v_stack(most_tiles, c_pitch), d_stack(most_tiles, d_pitch) {
+    v = scratch.take<T>(v_stack.size()), d = scratch.take<T>(d_stack.size());
+  }
+
+  // Input channels [c, c + channels) and output channels [k, k + filters) of the whole tensors.
+  void make(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, int64_t k, int64_t filters,
+            const S* x, const S* y) {
+    v_stack = Stack(tiles.count(), v_stack.pitch), d_stack = Stack(tiles.count(), d_stack.pitch);
+    // Tile rows x slabs of channels, of x first and then of y.
+    const int64_t rows = tiles.images * tiles.rows, v_slabs = (channels - 1) / slab_channels + 1,
+                  slabs = v_slabs + (filters - 1) / slab_channels + 1;
+    parallel_for(rows * slabs, double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
+      const FlushSubnormals flush;
+      const int64_t row = unit / slabs, slab = unit % slabs;
+      const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
+      if (slab < v_slabs) {
+        const int64_t i = slab * slab_channels;
+        make_v(conv, one, c + i, std::min(slab_channels, channels - i), x, v + row * tiles.cols * v_stack.pitch + i,
+               v_stack);
+      } else {
+        const int64_t i = (slab - v_slabs) * slab_channels;
+        make_d(conv, one, k + i, std::min(slab_channels, filters - i), y, d + row * tiles.cols * d_stack.pitch + i,
+               d_stack);
+      }
+    });
+  }
+
+  // Adds to M, or begins it, for a plane: tiles [tile, tile + count), output channels [f, f_end), and input channels
+  // [c, c_end). m[i * pitch + c] is that of output channel f + i and input channel c.
+  void multiply(int64_t plane, int64_t tile, int64_t count, int64_t f, int64_t f_end, int64_t c, int64_t c_end,
+                bool add, T* m, int64_t pitch) const {
+    constexpr int L = lanes<S>;
+    const int64_t no_offset = 0, filters = f_end - f;
+    OuterProduct<T> product{};
+    product.a_offset = product.b_offset = &no_offset, product.segments = 1, product.length = count;
+    product.a_step = d_stack.pitch, product.b_step = v_stack.pitch, product.pitch = pitch, product.add = add;
+    const T* gradients = d + plane * d_stack.plane + tile * d_stack.pitch + f;
+    const T* inputs = v + plane * v_stack.plane + tile * v_stack.pitch;
+    for (; c < c_end;) {
+      const bool wide = c_end - c > L;
+      const int64_t parts = (filters - 1) / (wide ? most_rows<2> : most_rows<1>)+1;
+      product.b = inputs + c;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t i = filters * part / parts, MR = filters * (part + 1) / parts - i;
+        product.a = gradients + i, product.c = m + i * pitch + c;
+        if (wide) {
+          multiply_outer_rows<T, 2>[MR - 1](product);
+        } else {
+          multiply_outer_rows<T, 1>[MR - 1](product);
+        }
+      }
+      c += wide ? 2 * L : L;
+    }
+  }
+};
+
+// Stores the taps of output channel k and input channels [c, c + channels) of a group; vectors of M are `plane` apart.
+template <class S>
+void write_taps(const Conv& conv, const Sum<S>* m, int64_t plane, int64_t k, int64_t c, int64_t channels, S* w) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const int64_t pitch = (channels + L - 1) / L * L;
+  Scratch scratch;
+  T* taps = scratch.take<T>(9 * pitch);
+  for (int64_t i = 0; i < channels; i += L)
+    transform_2d<T, 6, 3>(
+        [&](auto r, auto s) __attribute__((always_inline)) { return load(m + (r * 6 + s) * plane + i); },
+        [](const Vector<S>(&in)[6], Vector<S>(&out)[3])
+            __attribute__((always_inline)) { transform_taps<T>(in, out); },
+        [&](auto r, auto s, Vector<S> value)
+            __attribute__((always_inline)) { store(taps + (r * 3 + s) * pitch + i, value); });
+  S* to = w + k * conv.w.n + c * conv.w.c;
+  if (conv.w.h == 3 * conv.w.w) return write_tile(taps, pitch, 9, channels, to, conv.w.w, conv.w.c, Finish<T>(), 0);
+  for (int64_t r = 0; r < 3; ++r)
+    for (int64_t s = 0; s < 3; ++s)
+      write_tile(taps + (r * 3 + s) * pitch, 0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c,
+                 Finish<T>(), 0);
+}
+
+constexpr int64_t all_transformed = 24 << 20;     // V and D of all tiles, in bytes
+constexpr int64_t block_filters = 2 * most_rows<2>;  // of M, next to slab_channels channels, in L2
+
+// Few tiles and many channels: V and D of all tiles are made once, and M is made and used up block by block.
+template <class S>
+bool few_tiles(const Conv& conv) {
+  const double tiles = double(conv.N) * ((conv.rows.out + 3) / 4) * ((conv.cols.out + 3) / 4);
+  const double channels = conv.C_per_group() + conv.K_per_group() + 2 * lanes<S>;
+  return tiles * channels * planes * sizeof(Sum<S>) <= all_transformed &&
+         conv.C_per_group() >= 2 * slab_channels && conv.K_per_group() >= 2 * slab_channels;
+}
+
+template <class S>
+void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S* y, S* w) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group();
+  const Cut cut(conv, std::numeric_limits<int64_t>::max());  // one part
+  const Tiles tiles = cut[0];
+  Scratch scratch;
+  Transformed<S> transformed(tiles.count(), (C + L - 1) / L * L, (K + L - 1) / L * L, scratch);
+  transformed.make(forward_correlation(conv), tiles, group * C, C, group * K, K, x, y);
+  const int64_t c_blocks = (C - 1) / slab_channels + 1, k_blocks = (K - 1) / block_filters + 1;
+  const int64_t chunks = (tiles.count() - 1) / chunk_tiles + 1;
+  parallel_for(c_blocks * k_blocks, double(planes) * tiles.count() * block_filters * slab_channels, [&](int64_t unit) {
+    const FlushSubnormals flush;
+    const int64_t c = unit % c_blocks * slab_channels, channels = std::min(slab_channels, C - c),
+                  k = unit / c_blocks * block_filters, filters = std::min(block_filters, K - k);
+    Scratch scratch;
+    const Stack stack(filters, slab_channels);
+    T* m = scratch.take<T>(stack.size());
+    for (int64_t plane = 0; plane < planes; ++plane)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t tile = tiles.count() * chunk / chunks, count = tiles.count() * (chunk + 1) / chunks - tile;
+        transformed.multiply(plane, tile, count, k, k + filters, c, c + channels, chunk > 0, m + plane * stack.plane - c,
+                             stack.pitch);
+      }
+    for (int64_t f = 0; f < filters; ++f)
+      write_taps(conv, m + f * stack.pitch, stack.plane, group * K + k + f, c, channels, w);
+  });
+}
+
 constexpr int64_t shared_d = 4 << 20;           // V, and D, of a chunk, in bytes
 constexpr int64_t all_m = 14 << 20;             // M of the output channels that are done at a time
-constexpr int64_t chunk_tiles = 196;            // whose sums are kept in registers
 constexpr int64_t together = 5 * most_rows<2>;  // output channels of a unit
 
 template <class S>
@@ -62,84 +193,36 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   // M of `slice` output channels, a multiple of those of a unit if possible.
   const int64_t most = all_m / int64_t(sizeof(T)) / planes / c_pitch;
   const int64_t slice = K <= most ? K : most >= together ? most / together * together : std::max<int64_t>(1, most);
-  for (int64_t group = 0; group < conv.groups; ++group)
+  for (int64_t group = 0; group < conv.groups; ++group) {
+    if (few_tiles<S>(conv)) {
+      grad_weight_by_blocks(conv, group, x, y, w);
+      continue;
+    }
     for (int64_t k = 0; k < K; k += slice) {
       const int64_t filters = std::min(slice, K - k), d_pitch = (filters + L - 1) / L * L;
       Scratch scratch;
       const Cut cut(conv, std::clamp<int64_t>(shared_d / int64_t(sizeof(T)) / planes / std::max(c_pitch, d_pitch), 1,
                                               chunk_tiles));
-      const int64_t tiles_at_once = cut.images * cut.rows * cut.cols;
       T* m = scratch.take<T>(planes * filters * c_pitch);
-      T* v = scratch.take<T>(Stack(tiles_at_once, c_pitch).size());
-      T* d = scratch.take<T>(Stack(tiles_at_once, d_pitch).size());
+      Transformed<S> transformed(cut.images * cut.rows * cut.cols, c_pitch, d_pitch, scratch);
       for (int64_t chunk = 0; chunk < cut.count(); ++chunk) {
         const Tiles tiles = cut[chunk];
-        const Stack v_stack(tiles.count(), c_pitch), d_stack(tiles.count(), d_pitch);
-        // Tile rows x slabs of channels, of x first and then of y.
-        const int64_t rows = tiles.images * tiles.rows, v_slabs = (C - 1) / slab_channels + 1,
-                      d_slabs = (filters - 1) / slab_channels + 1;
-        parallel_for(rows * (v_slabs + d_slabs), double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
-          const FlushSubnormals flush;
-          const int64_t row = unit / (v_slabs + d_slabs), slab = unit % (v_slabs + d_slabs);
-          const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
-          if (slab < v_slabs) {
-            const int64_t c = slab * slab_channels;
-            make_v(problem, one, group * C + c, std::min(slab_channels, C - c), x, v + row * tiles.cols * c_pitch + c,
-                   v_stack);
-          } else {
-            const int64_t f = (slab - v_slabs) * slab_channels;
-            make_d(conv, one, group * K + k + f, std::min(slab_channels, filters - f), y,
-                   d + row * tiles.cols * d_pitch + f, d_stack);
-          }
-        });
-        const int64_t units = (filters - 1) / together + 1, no_offset = 0;
+        transformed.make(problem, tiles, group * C, C, group * K + k, filters, x, y);
+        const int64_t units = (filters - 1) / together + 1;
         parallel_for(planes * units, double(tiles.count()) * together * C, [&](int64_t unit) {
           const FlushSubnormals flush;
-          const int64_t plane = unit / units, begin = filters * (unit % units) / units,
-                        end = filters * (unit % units + 1) / units;
-          OuterProduct<T> product{};
-          product.a_offset = product.b_offset = &no_offset, product.segments = 1, product.length = tiles.count();
-          product.a_step = d_pitch, product.b_step = c_pitch;
-          product.pitch = c_pitch, product.add = chunk > 0;
-          for (int64_t c = 0; c < C;) {
-            const bool wide = C - c > L;
-            const int64_t parts = (end - begin - 1) / (wide ? most_rows<2> : most_rows<1>)+1;
-            product.b = v + plane * v_stack.plane + c;
-            for (int64_t part = 0; part < parts; ++part) {
-              const int64_t f = begin + (end - begin) * part / parts,
-                            MR = begin + (end - begin) * (part + 1) / parts - f;
-              product.a = d + plane * d_stack.plane + f;
-              product.c = m + (plane * filters + f) * c_pitch + c;
-              if (wide) {
-                multiply_outer_rows<T, 2>[MR - 1](product);
-              } else {
-                multiply_outer_rows<T, 1>[MR - 1](product);
-              }
-            }
-            c += wide ? 2 * L : L;
-          }
+          const int64_t plane = unit / units, f = filters * (unit % units) / units,
+                        f_end = filters * (unit % units + 1) / units;
+          transformed.multiply(plane, 0, tiles.count(), f, f_end, 0, C, chunk > 0, m + (plane * filters + f) * c_pitch,
+                               c_pitch);
         });
       }
       parallel_for(filters, double(planes) * C * 4, [&](int64_t f) {
         const FlushSubnormals flush;
-        Scratch scratch;
-        T* taps = scratch.take<T>(9 * c_pitch);
-        for (int64_t c = 0; c < C; c += L)
-          transform_2d<T, 6, 3>(
-              [&](auto i, auto j)
-                  __attribute__((always_inline)) { return load(m + ((i * 6 + j) * filters + f) * c_pitch + c); },
-              [](const Vector<S>(&in)[6], Vector<S>(&out)[3])
-                  __attribute__((always_inline)) { transform_taps<T>(in, out); },
-              [&](auto r, auto s, Vector<S> value)
-                  __attribute__((always_inline)) { store(taps + (r * 3 + s) * c_pitch + c, value); });
-        S* to = w + (group * K + k + f) * conv.w.n;
-        if (conv.w.h == 3 * conv.w.w) return write_tile(taps, c_pitch, 9, C, to, conv.w.w, conv.w.c, Finish<T>(), 0);
-        for (int64_t r = 0; r < 3; ++r)
-          for (int64_t s = 0; s < 3; ++s)
-            write_tile(taps + (r * 3 + s) * c_pitch, 0, 1, C, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c,
-                       Finish<T>(), 0);
+        write_taps(conv, m + f * c_pitch, filters * c_pitch, group * K + k + f, 0, C, w);
       });
     }
+  }
 }
 
 }  // namespace winograd
