@@ -61,6 +61,35 @@ CASES = [
     Case("empty_channels", (2, 0, 4, 4), (3, 0, 3, 3), padding=(1, 0, 1, 0)),
 ]
 
+#: Enough channels to fill vectors, and maps that are cut into tiles and blocks.
+WIDE = [
+    Case("wide_depthwise", (2, 48, 9, 16), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
+    Case("wide_depthwise_stride2", (2, 32, 15, 14), (32, 1, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1), groups=32),
+    Case("wide_depthwise_5x5", (1, 16, 12, 17), (16, 1, 5, 5), padding=(2, 2, 2, 2), groups=16),
+    Case("wide_depthwise_5x5_stride2", (1, 32, 13, 31), (32, 1, 5, 5), (2, 2), (1, 2, 1, 2), groups=32),
+    Case("wide_depthwise_7x7", (1, 16, 10, 23), (16, 1, 7, 7), padding=(3, 3, 3, 3), groups=16),
+    Case("wide_depthwise_2x2", (1, 16, 9, 11), (16, 1, 2, 2), stride=(2, 2), groups=16),
+    Case("wide_depthwise_column", (1, 16, 17, 5), (16, 1, 9, 1), padding=(4, 4, 0, 0), groups=16),
+    Case("wide_depthwise_row", (1, 16, 3, 40), (16, 1, 1, 4), padding=(0, 0, 3, 0), groups=16),
+    Case("wide_depthwise_padding", (1, 32, 4, 5), (32, 1, 3, 3), padding=(4, 5, 6, 3), groups=32),
+    Case("wide_depthwise_dilated", (1, 16, 14, 12), (16, 1, 3, 3), (2, 1), (2, 2, 1, 1), (2, 1), 16),
+    Case("wide_depthwise_phases", (1, 32, 10, 13), (32, 1, 3, 5), (3, 2), (1, 1, 2, 2), groups=32),
+    Case("wide_depthwise_multiplier", (1, 24, 8, 9), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=24),
+    Case("groups_of_4", (2, 32, 9, 16), (32, 4, 3, 3), padding=(1, 1, 1, 1), groups=8),
+    Case("groups_of_4_stride2", (1, 48, 11, 16), (48, 4, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1), groups=12),
+    Case("groups_of_8", (1, 40, 7, 9), (40, 8, 3, 3), padding=(1, 1, 1, 1), groups=5),
+    Case("groups_of_3", (1, 21, 8, 8), (35, 3, 5, 3), padding=(2, 2, 1, 1), groups=7),
+    Case("groups_of_32", (1, 64, 8, 9), (64, 32, 3, 3), padding=(1, 1, 1, 1), groups=2),
+    Case("wide_pointwise", (3, 70, 5, 6), (45, 70, 1, 1)),
+    Case("wide_pointwise_narrow", (2, 64, 9, 9), (16, 64, 1, 1)),
+    Case("wide_pointwise_stride2", (2, 64, 7, 8), (96, 64, 1, 1), stride=(2, 2)),
+    Case("wide_pointwise_blocks", (1, 1024, 4, 5), (40, 1024, 1, 1)),
+    Case("wide_pointwise_filters", (1, 32, 7, 7), (300, 32, 1, 1)),
+    Case("wide_stride2", (2, 40, 9, 13), (33, 40, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
+    Case("wide_dilated", (1, 33, 11, 12), (50, 33, 3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    Case("wide_stem", (1, 3, 33, 34), (40, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
+]
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 #: Largest relative L2 error against float64 that an implementation may have, per dtype of the operands.

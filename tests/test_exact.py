@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import CASES, arrange, expected, integers, run
+from cases import CASES, WIDE, arrange, expected, integers, run
 from torch.autograd import gradcheck
 
 from torchconv import autograd
@@ -26,6 +26,16 @@ def test_operators_equal_torch_bit_for_bit(case, exact_implementation, dtype, la
         assert got.dtype == dtype
         assert got.shape == want.shape
         assert torch.equal(got.double(), want)
+
+
+@pytest.mark.parametrize("wide", WIDE, ids=str)
+def test_wide_shapes_equal_torch_bit_for_bit(wide, exact_implementation, layout):
+    x, w, y = operands(wide)
+    wanted = expected(wide, x, w, y)
+    for dtype in torch.float32, torch.float64:
+        found = run(wide, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), exact_implementation)
+        for want, got in zip(wanted, found, strict=True):
+            assert torch.equal(got.double(), want)
 
 
 def test_adjoint_identity(case, exact_implementation, dtype):

@@ -22,8 +22,9 @@ def operands(case: Case, op: str, fill=normals):
     return (y, w, case.x[2:]) if op == "conv2d_grad_input" else (x, y, case.w[2:])
 
 
-def chosen(case: Case, op: str, names: str | None = None) -> str:
-    return torchconv.chosen(op, *operands(case, op), *case.geometry, names)
+def chosen(case: Case, op: str, names: str | None = None, layout: str = "contiguous") -> str:
+    a, b, *rest = operands(case, op)
+    return torchconv.chosen(op, arrange(a, layout), arrange(b, layout), *rest, *case.geometry, names)
 
 
 def cases_of(row: str, op: str) -> list[str]:
@@ -47,7 +48,9 @@ def test_the_choice(op):
     assert chosen(wide, op) == f"cpu.{best}.winograd"
     assert chosen(wide, op, "!winograd") == f"cpu.{best}.gemm"
     assert chosen(depthwise, op) == f"cpu.{best}.slab"
-    assert chosen(pointwise, op) == f"cpu.{best}.gemm"
+    assert chosen(pointwise, op, layout="channels_last") == f"cpu.{best}.gemm"
+    few_channels = Case("few_channels", (2, 1, 28, 28), (6, 1, 5, 5))
+    assert chosen(few_channels, op) == f"cpu.{best}.planes"
 
 
 def test_the_choice_does_not_depend_on_the_batch():

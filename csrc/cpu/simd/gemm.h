@@ -10,7 +10,8 @@ namespace gemm {
 // How a correlation is cut. Nothing here changes a sum but `channels`, which depends on neither batch nor threads.
 template <class S>
 struct Plan {
-  static constexpr int64_t panel_bytes = 320 << 10;  // of weights that are multiplied with one patch: half of L2
+  static constexpr int64_t panel_bytes = 320 << 10;  // of one panel: half of L2
+  static constexpr int64_t set_bytes = 4 << 20;      // of the panels that are multiplied with one patch, from L3
   static constexpr int64_t patch_bytes = 256 << 10;  // a quarter
   static constexpr int64_t weights_bytes = 8 << 20;  // packed at a time
   static constexpr int64_t buffer_bytes = 2 << 20;   // of results on their way to another layout or dtype
@@ -71,14 +72,15 @@ Plan<S> plan(const Correlation& conv) {
   plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && panel <= Plan::weights_bytes &&
                   double(conv.groups) * plan.panels * NR * size <= Plan::weights_bytes / 2;  // bias
 
-  const double fitting =
-      std::min(Plan::panel_bytes / std::max(1.0, panel / channel_blocks),
-               plan.direct ? double(plan.panels) : double(Plan::buffer_bytes) / (plan.blocks.pixels() * NR * size));
-  plan.panels_per_unit = std::clamp<int64_t>(int64_t(fitting), 1, plan.panels);
   const int64_t spread = 2048;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
   plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
                   conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
+
+  const double fitting =
+      std::min(Plan::set_bytes / std::max(1.0, panel / channel_blocks),
+               plan.direct ? double(plan.panels) : double(Plan::buffer_bytes) / (plan.blocks.pixels() * NR * size));
+  plan.panels_per_unit = std::clamp<int64_t>(int64_t(fitting), 1, plan.panels);
   return plan;
 }
 
@@ -216,21 +218,27 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
         const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
         const int64_t tiles = (pixels - 1) / most + 1;
-        int64_t pixel = 0, pn = block.n, pp = block.p, pq = block.q;
+        // Where the next pixel is, in the source and in the result, and what takes both from one row to the next.
+        const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
+        const int64_t out_w = direct ? conv.y.w : width, out_h = direct ? conv.y.h : cols * width,
+                      out_n = direct ? conv.y.n : rows * out_h;
+        const T* from = source;
+        T* to = direct ? reinterpret_cast<T*>(y) + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w +
+                             group * K + (panel - group * plan.panels) * NR
+                       : buffer;
+        int64_t pixel = 0, cols_left = cols, rows_left = rows;
         const T* a[2][most_rows<1>];
         T* out[2][most_rows<1>];
         const auto set_rows = [&](int64_t tile) {
           const int64_t end = pixels * (tile + 1) / tiles;
           const int MR = end - pixel;
           for (int m = 0; m < MR; ++m, ++pixel) {
-            a[tile % 2][m] = source + (pn - block.n) * step_n + (pp - block.p) * step_h + (pq - block.q) * step_w;
-            out[tile % 2][m] = direct ? reinterpret_cast<T*>(y) + pn * conv.y.n + pp * conv.y.h + pq * conv.y.w +
-                                            group * K + (panel - group * plan.panels) * NR
-                                      : buffer + pixel * width;
-            if (++pq == block.q_end) {
-              pq = block.q;
-              if (++pp == block.p_end) pp = block.p, ++pn;
-            }
+            a[tile % 2][m] = from, out[tile % 2][m] = to;
+            from += step_w, to += out_w;
+            if (--cols_left > 0) continue;
+            from += step_h - cols * step_w, to += out_h - cols * out_w, cols_left = cols;
+            if (--rows_left > 0) continue;
+            from += step_n - rows * step_h, to += out_n - rows * out_h, rows_left = rows;
           }
           // Dots always take as many rows as there may be.
           for (int m = MR; plan.dots && m < most; ++m) a[tile % 2][m] = a[tile % 2][0];

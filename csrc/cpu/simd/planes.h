@@ -102,8 +102,12 @@ inline double cost(const Correlation& conv) {
   return cost(taps * conv.C_per_group() * conv.K_per_group(), taps <= 1, conv);
 }
 
+constexpr double most_sums = 4096;  // vectors of them, beyond which adding up their lanes is what takes the time
+
 inline double weight_cost(const Conv& conv) {
-  return cost(double(conv.rows.kernel) * conv.cols.kernel * conv.C_per_group() * conv.K_per_group(), false, conv);
+  const double sums = double(conv.rows.kernel) * conv.cols.kernel * conv.C_per_group() * conv.K_per_group();
+  if (sums > most_sums) return std::numeric_limits<double>::infinity();
+  return cost(sums, false, conv);
 }
 
 // A tile of sums: row m, vector v is the sum over t of w[t * MR + m] * x[at[v] + offset[t]]. It is stored to the first
@@ -415,7 +419,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
     }
   });
 
-  for (int64_t k = 0; k < conv.K; ++k) {
+  parallel_for(conv.K, double(chunks) * taps * L, [&](int64_t k) {
     T* total = sums + k / K * chunks * size + k % K * plan.taps * L;
     for (int64_t t = 0; t < taps; ++t, total += L) {
       for (int64_t chunk = 1; chunk < chunks; ++chunk) store(total, load(total) + load(total + chunk * size));
@@ -425,7 +429,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
                     c = t / conv.cols.kernel / conv.rows.kernel;
       w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w] = S(sum);
     }
-  }
+  });
 }
 
 }  // namespace planes

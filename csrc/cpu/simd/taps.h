@@ -53,8 +53,8 @@ void correlate_tile(const TapTile<T>& tile) {
         if constexpr (second) tap[rows - 1][t] = load(w_second + t * L);
       });
       unroll<pixels>([&](auto j) __attribute__((always_inline)) {
-        // Only the windows' own ends may be missing.
-        constexpr bool exists = inside || (j >= taps - 1 && j <= pixels - taps);
+        // Of several windows, only the two ends may be missing: see RowCuts.
+        constexpr bool exists = inside || (MR > 1 && j >= taps - 1 && j <= pixels - taps);
         const V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
         at += distance;
         unroll<taps>([&](auto t) __attribute__((always_inline)) {

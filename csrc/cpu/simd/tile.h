@@ -44,7 +44,12 @@ void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t c
                int64_t ahead = 0) {
   constexpr int L = lanes<S>;
   if ((lane == 1 || count == 1) && row == count && pitch == count) count *= rows, rows = 1, lane = 1;  // one long row
-  if (lane == 1) {
+  if (lane == 1 && count == L) {
+    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
+      __builtin_prefetch(from + ahead);
+      store(to, load(from));
+    }
+  } else if (lane == 1) {
     for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
       for (int64_t j = 0; ahead && j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + ahead + j);
       int64_t j = 0;
