@@ -75,8 +75,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
             const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
             tile.finish = finish.does_nothing() ? nullptr : &finish;
             tile.w = taps.packed + v * taps.size;
-            for (int64_t j = 0; j < cuts.count; ++j)
-              correlate_cut(cuts.cuts[j], made, tile, from + v * L, to + v * L);
+            for (int64_t j = 0; j < cuts.count; ++j) correlate_cut(cuts.cuts[j], made, tile, from + v * L, to + v * L);
           }
         }
       }
@@ -112,7 +111,8 @@ void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
     for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
       const int64_t n = b / row_blocks, begin = b % row_blocks * rows, p_end = std::min(begin + rows, P);
       TapSums<T> product{};
-      product.pixel = conv.x.w, product.row = conv.rows.dilation * conv.x.h, product.x_row = conv.rows.stride * conv.x.h;
+      product.pixel = conv.x.w, product.row = conv.rows.dilation * conv.x.h,
+      product.x_row = conv.rows.stride * conv.x.h;
       product.left = conv.cols.pad, product.right = conv.cols.in + conv.cols.pad;
       product.y_pixel = conv.y.w, product.y_row = conv.y.h, product.cols = Q;
       product.pitch = conv.cols.kernel * L;

@@ -251,8 +251,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           product.a = a[tile % 2], product.c = out[tile % 2];
           FetchRows<T> fetch;
           if (next && in_place)
-            fetch = {a[(tile + 1) % 2], next, channels,
-                     (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
+            fetch = {a[(tile + 1) % 2], next, channels, (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
           product.fetch = &fetch;
           for (int64_t i = panel; i < panel_end; ++i) {
             product.b = packed + (i - first) * panel_size + cb * block_size;

@@ -4,7 +4,9 @@
 // Steps that are done together in `multiply`: with one vector of B there are more rows than registers for their
 // addresses, and each is read once for all these steps.
 template <int NV>
-constexpr int steps_together = NV > 1 ? 1 : registers > 16 ? 4 : 2;
+constexpr int steps_together = NV > 1           ? 1
+                               : registers > 16 ? 4
+                                                : 2;
 
 // As many rows as registers allow, next to the vectors of B, a broadcast number and one to spare.
 template <int NV>
@@ -18,7 +20,10 @@ class FetchRows {
 
   // `count` rows of `length` elements, over `calls` calls.
   FetchRows(const T* const* rows, int64_t count, int64_t length, int64_t calls)
-      : rows_(rows), left_(count), bytes_(length * sizeof(T)), each_((count * ((bytes_ - 1) / 64 + 1) - 1) / calls + 1) {}
+      : rows_(rows),
+        left_(count),
+        bytes_(length * sizeof(T)),
+        each_((count * ((bytes_ - 1) / 64 + 1) - 1) / calls + 1) {}
 
   INLINE void operator()() {
     for (int64_t i = 0; i < each_ && left_ > 0; ++i) {

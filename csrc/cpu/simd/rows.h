@@ -147,8 +147,8 @@ struct Columns {
   static void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
     with_dtype(conv.dtype, [&](auto t) {
       using S = decltype(t);
-      Kernel::correlate(grad_input_parts(conv), static_cast<const S*>(y), static_cast<const S*>(w),
-                        static_cast<S*>(x), Epilogue());
+      Kernel::correlate(grad_input_parts(conv), static_cast<const S*>(y), static_cast<const S*>(w), static_cast<S*>(x),
+                        Epilogue());
     });
   }
 

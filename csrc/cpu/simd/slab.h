@@ -146,12 +146,12 @@ struct Taps {
 
   const Correlation& conv;
   S* y;
-  T* packed;                   // [vector][row of taps][run][tap][lane]
-  int64_t size;                // of one vector's
+  T* packed;     // [vector][row of taps][run][tap][lane]
+  int64_t size;  // of one vector's
   const TileFunctions<T>* functions;
-  bool single;                 // runs have one tap each
-  int64_t runs;                // of taps in a row
-  int64_t row_step;            // rows of taps from one row of outputs to the next, if these two are made at a time
+  bool single;       // runs have one tap each
+  int64_t runs;      // of taps in a row
+  int64_t row_step;  // rows of taps from one row of outputs to the next, if these two are made at a time
 
   Taps(const Part& part, const S* w, S* y, const Lanes& share, Scratch& scratch)
       : conv(part.conv), y(y + part.y_offset) {
@@ -173,8 +173,8 @@ struct Taps {
   // A tile of this part over pixels that are `pixel`, `row` and `channel` apart. Writes to `offset`.
   TapTile<T> tile(int64_t pixel, int64_t row, int64_t channel, int64_t step, int64_t* offset) const {
     for (int64_t i = 0; i < runs; ++i)
-      offset[i] = single ? i / conv.cols.kernel * channel + i % conv.cols.kernel * conv.cols.dilation * pixel
-                         : i * channel;
+      offset[i] =
+          single ? i / conv.cols.kernel * channel + i % conv.cols.kernel * conv.cols.dilation * pixel : i * channel;
     TapTile<T> tile{};
     tile.pixel = pixel, tile.row = row * conv.rows.dilation, tile.step = step;
     tile.kernel_rows = conv.cols.kernel > 0 ? conv.rows.kernel : 0, tile.row_step = row_step;
@@ -202,7 +202,7 @@ Sum<S>* read_bias(const Epilogue& epilogue, const Lanes& share, int64_t K, Scrat
 inline Correlation hull(const Parts& parts) {
   Correlation all = parts[0].conv;
   if (parts.size() == 1) return all;
-  const auto span = [&](Axis Correlation::*which) {
+  const auto span = [&](Axis Correlation::* which) {
     Axis& axis = all.*which;
     int64_t first = 0, end = 1;  // of what the output at 0 reads
     bool any = false;
@@ -225,8 +225,7 @@ bool fits(const Parts& parts) {
   for (const Part& part : parts) taps += double(part.conv.rows.kernel) * part.conv.cols.kernel;
   const Correlation all = hull(parts);
   const Lanes share(all, lanes<S>);
-  return plan<S>(all).possible &&
-         (taps * share.c + 1) * share.vectors * lanes<S> * sizeof(Sum<S>) <= Plan::taps_bytes;
+  return plan<S>(all).possible && (taps * share.c + 1) * share.vectors * lanes<S> * sizeof(Sum<S>) <= Plan::taps_bytes;
 }
 
 template <class S>
@@ -330,8 +329,8 @@ void finish_weight(const Conv& conv, const Lanes& share, Sum<S>* sums, int64_t c
   });
 }
 
-// Into how many chunks, each with sums of its own, the third operator cuts `blocks` blocks, in `sets` sets of vectors: a
-// number that depends on the problem alone.
+// Into how many chunks, each with sums of its own, the third operator cuts `blocks` blocks, in `sets` sets of vectors:
+// a number that depends on the problem alone.
 template <class S>
 int64_t weight_chunks(const Conv& conv, const Lanes& share, int64_t sets, int64_t blocks) {
   constexpr int64_t units = 64, sums_bytes = 4 << 20;
@@ -365,8 +364,8 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   const int64_t taps = R * S_taps * share.c, size = taps * L;
   const int64_t per_unit = 4, sets = (share.vectors - 1) / per_unit + 1;
   const int64_t chunks = weight_chunks<S>(conv, share, sets, blocks);
-  const auto* functions = sum_functions<T>(S_taps == 1 || conv.cols.dilation == 1 ? S_taps : 0,
-                                           S_taps == 1 ? 1 : conv.cols.stride);
+  const auto* functions =
+      sum_functions<T>(S_taps == 1 || conv.cols.dilation == 1 ? S_taps : 0, S_taps == 1 ? 1 : conv.cols.stride);
   Scratch scratch;
   T* sums = scratch.take<T>(chunks * share.vectors * size);
   const double work = double(blocks) / chunks * plan.rows * plan.cols * (taps + 4) * per_unit * L;
@@ -416,8 +415,8 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
             const int64_t parts = (taps - 1) / most_taps + 1;
             for (int64_t part = 0; part < parts; ++part) {
               const int64_t t = taps * part / parts, many = taps * (part + 1) / parts - t;
-              sum_any_functions<T>[many - 1](slabs.data + p * x_row, x_row, patch.cols.step * L, gradient + p * y_row,
-                                             y_row, y_pixel, some, cols, offset + t, total + t * L);
+              sum_any_functions<T>[many - 1](slabs.data + p* x_row, x_row, patch.cols.step* L, gradient + p* y_row,
+                                             y_row, y_pixel, some, cols, offset + t, total + t* L);
             }
           }
         }

@@ -1,30 +1,30 @@
-// The inner loops of slab: products of pixels and taps, lane by lane. A pixel is one vector. Each is loaded once for all
-// the taps of a row, and for two rows of outputs.
+// The inner loops of slab: products of pixels and taps, lane by lane. A pixel is one vector. Each is loaded once for
+// all the taps of a row, and for two rows of outputs.
 
 // Numbers of neighbouring outputs that are made at a time.
-using TileWidths = std::conditional_t<(registers > 16), std::integer_sequence<int, 7, 4, 2, 1>,
-                                      std::integer_sequence<int, 4, 2, 1>>;
+using TileWidths =
+    std::conditional_t<(registers > 16), std::integer_sequence<int, 7, 4, 2, 1>, std::integer_sequence<int, 4, 2, 1>>;
 constexpr int most_pixels = registers > 16 ? 7 : 4;
 
 // A tile of one or two rows of outputs.
 template <class T>
 struct TapTile {
-  const T* x;              // under the first tap of the first output
-  int64_t pixel, row;      // steps in x: to the next pixel, and to the next row of taps
-  int64_t left, right;     // the pixels of a row that exist, counted from x; the others are zero
-  int64_t top, bottom;     // the rows of taps that exist, of the first row of outputs
-  int64_t kernel_rows;     // of taps
-  int64_t row_step;        // rows of taps from the first row of outputs to the second
-  const int64_t* offset;   // in x, of the runs of taps that belong to one row of taps
+  const T* x;             // under the first tap of the first output
+  int64_t pixel, row;     // steps in x: to the next pixel, and to the next row of taps
+  int64_t left, right;    // the pixels of a row that exist, counted from x; the others are zero
+  int64_t top, bottom;    // the rows of taps that exist, of the first row of outputs
+  int64_t kernel_rows;    // of taps
+  int64_t row_step;       // rows of taps from the first row of outputs to the second
+  const int64_t* offset;  // in x, of the runs of taps that belong to one row of taps
   int64_t runs;
-  const T* w;              // [row of taps][run][tap][lane]
+  const T* w;  // [row of taps][run][tap][lane]
   T* y;
   int64_t y_pixel, y_row;  // steps in y
   int count;               // lanes to be stored
   bool stream;             // past the caches
   const Finish<T>* finish;
-  int64_t step;            // from one output to the next, in pixels of x, where `step` below is 0
-  int64_t ahead;           // rows of x behind those of this tile that are fetched meanwhile
+  int64_t step;   // from one output to the next, in pixels of x, where `step` below is 0
+  int64_t ahead;  // rows of x behind those of this tile that are fetched meanwhile
 };
 
 // Runs of `taps` neighbouring taps, and `step` pixels of x from one output to the next, are known when the function is
@@ -177,10 +177,10 @@ INLINE void correlate_cut(const typename RowCuts<T>::Cut& cut, int rows, TapTile
 // The gradient of taps, from rows of output gradients.
 template <class T>
 struct TapSums {
-  const T* x;              // under the first of these taps, and the first gradient
-  int64_t pixel, row;      // steps in x: to the next pixel, and to the next row of taps
-  int64_t left, right;     // the pixels of a row that exist, counted from x; the others are zero
-  int64_t x_row;           // step in x from one row of gradients to the next
+  const T* x;           // under the first of these taps, and the first gradient
+  int64_t pixel, row;   // steps in x: to the next pixel, and to the next row of taps
+  int64_t left, right;  // the pixels of a row that exist, counted from x; the others are zero
+  int64_t x_row;        // step in x from one row of gradients to the next
   const T* y;
   int64_t y_pixel, y_row;  // steps in y
   int64_t rows, cols;      // of gradients

@@ -193,8 +193,7 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
       // The rows of the next product follow these.
       const T* next = a[0] + (end - begin) * v_stack.pitch;
       FetchRows<T> fetch;
-      if (v_stack.pitch == channels)
-        fetch = {&next, 1, (end - begin) * channels, (channels - 1) / steps_per_fetch + 1};
+      if (v_stack.pitch == channels) fetch = {&next, 1, (end - begin) * channels, (channels - 1) / steps_per_fetch + 1};
       product.fetch = &fetch;
       multiply_rows<T, 2>[end - begin - 1](product);
     }

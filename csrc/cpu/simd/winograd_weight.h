@@ -126,19 +126,18 @@ void write_taps(const Conv& conv, const Sum<S>* m, int64_t plane, int64_t k, int
   for (int64_t i = 0; i < channels; i += L)
     transform_2d<T, 6, 3>(
         [&](auto r, auto s) __attribute__((always_inline)) { return load(m + (r * 6 + s) * plane + i); },
-        [](const Vector<S>(&in)[6], Vector<S>(&out)[3])
-            __attribute__((always_inline)) { transform_taps<T>(in, out); },
+        [](const Vector<S>(&in)[6], Vector<S>(&out)[3]) __attribute__((always_inline)) { transform_taps<T>(in, out); },
         [&](auto r, auto s, Vector<S> value)
             __attribute__((always_inline)) { store(taps + (r * 3 + s) * pitch + i, value); });
   S* to = w + k * conv.w.n + c * conv.w.c;
   if (conv.w.h == 3 * conv.w.w) return write_tile(taps, pitch, 9, channels, to, conv.w.w, conv.w.c, Finish<T>(), 0);
   for (int64_t r = 0; r < 3; ++r)
     for (int64_t s = 0; s < 3; ++s)
-      write_tile(taps + (r * 3 + s) * pitch, 0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c,
-                 Finish<T>(), 0);
+      write_tile(taps + (r * 3 + s) * pitch, 0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c, Finish<T>(),
+                 0);
 }
 
-constexpr int64_t all_transformed = 24 << 20;     // V and D of all tiles, in bytes
+constexpr int64_t all_transformed = 24 << 20;        // V and D of all tiles, in bytes
 constexpr int64_t block_filters = 2 * most_rows<2>;  // of M, next to slab_channels channels, in L2
 
 // Few tiles and many channels: V and D of all tiles are made once, and M is made and used up block by block.
@@ -146,8 +145,8 @@ template <class S>
 bool few_tiles(const Conv& conv) {
   const double tiles = double(conv.N) * ((conv.rows.out + 3) / 4) * ((conv.cols.out + 3) / 4);
   const double channels = conv.C_per_group() + conv.K_per_group() + 2 * lanes<S>;
-  return tiles * channels * planes * sizeof(Sum<S>) <= all_transformed &&
-         conv.C_per_group() >= 2 * slab_channels && conv.K_per_group() >= 2 * slab_channels;
+  return tiles * channels * planes * sizeof(Sum<S>) <= all_transformed && conv.C_per_group() >= 2 * slab_channels &&
+         conv.K_per_group() >= 2 * slab_channels;
 }
 
 template <class S>
@@ -172,8 +171,8 @@ void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S*
     for (int64_t plane = 0; plane < planes; ++plane)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t tile = tiles.count() * chunk / chunks, count = tiles.count() * (chunk + 1) / chunks - tile;
-        transformed.multiply(plane, tile, count, k, k + filters, c, c + channels, chunk > 0, m + plane * stack.plane - c,
-                             stack.pitch);
+        transformed.multiply(plane, tile, count, k, k + filters, c, c + channels, chunk > 0,
+                             m + plane * stack.plane - c, stack.pitch);
       }
     for (int64_t f = 0; f < filters; ++f)
       write_taps(conv, m + f * stack.pitch, stack.plane, group * K + k + f, c, channels, w);
