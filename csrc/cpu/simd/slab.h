@@ -139,7 +139,7 @@ void read_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* 
   }
 }
 
-// What makes a part of the result.
+// The packed taps of a part of the result, and how they are run through.
 template <class S>
 struct Taps {
   using T = Sum<S>;
@@ -285,7 +285,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
                       shift_w = part.cols.kernel > 0 ? conv.cols.pad - part.cols.pad : 0;
         Scratch scratch;
         const RowCuts<T> cuts = taps.cut(tile, cols, scratch);
-        // Column by column, so that the second row of a tile is in L1 as the first one of the next.
+        // Column by column: rows that two tiles share are then in L1.
         for (int64_t i = 0; i < cuts.count; ++i)
           for (int64_t p = 0, made; p < rows; p += made) {
             made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;

@@ -193,11 +193,7 @@ template <class T, int tap_rows, int taps, int step>
 void sum_taps(const TapSums<T>& product) {
   using V = typename Simd<T>::V;
   constexpr int L = Simd<T>::lanes;
-  V sum[tap_rows][taps];
-  unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
-    unroll<taps>([&](auto t)
-                     __attribute__((always_inline)) { sum[r][t] = load(product.sums + r * product.pitch + t * L); });
-  });
+  V sum[tap_rows][taps] = {};  // added to the sums at the end, so that both stay short
   const auto add = [&](const T* x, const T* y, int64_t q, auto MQ, auto inside) __attribute__((always_inline)) {
     constexpr int pixels = (MQ - 1) * step + taps;
     V gradient[MQ];
@@ -235,8 +231,10 @@ void sum_taps(const TapSums<T>& product) {
     go(one);
   }
   unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
-    unroll<taps>([&](auto t)
-                     __attribute__((always_inline)) { store(product.sums + r * product.pitch + t * L, sum[r][t]); });
+    unroll<taps>([&](auto t) __attribute__((always_inline)) {
+      T* at = product.sums + r * product.pitch + t * L;
+      store(at, load(at) + sum[r][t]);
+    });
   });
 }
 
