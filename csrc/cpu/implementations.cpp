@@ -7,7 +7,7 @@ namespace torchconv {
 namespace cpu {
 
 const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> sets = {avx512_set(), avx2_set(), portable_set()};
+  static const std::vector<InstructionSet> sets = {avx512_bf16_set(), avx512_set(), avx2_set(), portable_set()};
   return sets;
 }
 

@@ -33,6 +33,7 @@ struct InstructionSet {
   double (*fma_peak)();  // what one thread reaches in multiplications and additions, in GFLOP/s
 };
 
+InstructionSet avx512_bf16_set();
 InstructionSet avx512_set();
 InstructionSet avx2_set();
 InstructionSet portable_set();

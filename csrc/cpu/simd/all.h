@@ -27,4 +27,6 @@
 
 #include "peak.h"
 
+#include "columns.h"
+
 #include "rows.h"

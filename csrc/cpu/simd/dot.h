@@ -13,7 +13,7 @@ constexpr int dot_rows(int channels) {
 // The elements of B for a run of `length`, per output channel.
 template <class T>
 constexpr int64_t dot_length(int64_t length) {
-  return (length + Simd<T>::lanes - 1) / Simd<T>::lanes * Simd<T>::lanes;
+  return (length + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
 
 // rows[0][l] becomes the sum of the lanes of rows[l].

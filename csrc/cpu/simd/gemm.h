@@ -7,8 +7,9 @@
 
 namespace gemm {
 
-// How a correlation is cut. Nothing here changes a sum but `channels`, which depends on neither batch nor threads.
-template <class S>
+// How a correlation of tensors of S is cut, with elements E of products: numbers, or pairs of channels. Nothing here
+// changes a sum but `channels`, which depends on neither batch nor threads.
+template <class E, class S>
 struct Plan {
   static constexpr int64_t panel_bytes = 320 << 10;  // of one panel: half of L2
   static constexpr int64_t set_bytes = 4 << 20;      // of the panels that are multiplied with one patch, from L3
@@ -21,7 +22,7 @@ struct Plan {
   int64_t lanes_per_panel;           // NR: output channels
   int64_t pitch;                     // of a patch, from one pixel to the next
   int64_t joined;                    // taps that are neighbours in a patch, and so one run
-  int64_t channels, channel_blocks;  // of the reduction, at a time
+  int64_t channels, channel_blocks;  // of the reduction, at a time; elements
   int64_t panels;                    // in a group
   int64_t panels_per_unit;
   bool in_place;  // x is its own patch
@@ -31,23 +32,24 @@ struct Plan {
 
   // Vectors of runs that are multiplied with each output channel.
   double dots_per_pixel(int64_t taps) const {
-    return double(taps / joined) * (dot_length<Sum<S>>(joined * channels) / lanes<S>)*channel_blocks;
+    return double(taps / joined) * (dot_length<E>(joined * channels) / lanes<S>)*channel_blocks;
   }
   // Of packed weights for so many channels.
   int64_t block_size(const Conv& conv, int64_t channels) const {
     const int64_t taps = conv.rows.kernel * conv.cols.kernel;
-    return lanes_per_panel * (dots ? taps / joined * dot_length<Sum<S>>(joined * channels) : taps * channels);
+    return lanes_per_panel * (dots ? taps / joined * dot_length<E>(joined * channels) : taps * channels);
   }
 };
 
 constexpr double sum_of_lanes = 4;  // what it costs, in multiplications of vectors
 
-template <class S>
-Plan<S> plan(const Correlation& conv) {
-  using T = Sum<S>;
-  using Plan = gemm::Plan<S>;
-  constexpr int L = lanes<S>, size = sizeof(T);
-  const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
+template <class E, class S>
+Plan<E, S> plan(const Correlation& conv) {
+  using Plan = gemm::Plan<E, S>;
+  constexpr bool plain = std::is_same_v<S, E>, paired = numbers<E> > 1;
+  constexpr int L = lanes<S>, size = sizeof(E);
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, K = conv.K_per_group(),
+                C = (conv.C_per_group() + numbers<E> - 1) / numbers<E>;
   const int64_t P = conv.rows.out, Q = conv.cols.out, width = K <= L ? L : 2 * L;
 
   // Channels at a time: as many as keep a panel small.
@@ -63,19 +65,21 @@ Plan<S> plan(const Correlation& conv) {
   // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
   if (conv.cols.kernel <= 1 && channels * size % 2048 == 0) plan.pitch += L;
   if (conv.cols.dilation == 1) plan.joined = std::max<int64_t>(1, conv.cols.kernel);
-  plan.dots = K <= most_dots && K * (plan.dots_per_pixel(taps) + sum_of_lanes) < double(taps) * C;
+  plan.dots = !paired && K <= most_dots && K * (plan.dots_per_pixel(taps) + sum_of_lanes) < double(taps) * C;
   if (plan.dots) plan.lanes_per_panel = K;
   const int64_t NR = plan.lanes_per_panel;
   plan.panels = (K - 1) / NR + 1;
   const double panel = double(plan.block_size(conv, channels)) * channel_blocks * size;
-  plan.direct = std::is_same_v<S, T> && conv.y.c == 1;
+  plan.direct = conv.y.c == 1 && (plain || (paired && channel_blocks == 1));
   plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && panel <= Plan::weights_bytes &&
                   double(conv.groups) * plan.panels * NR * size <= Plan::weights_bytes / 2;  // bias
 
   const int64_t spread = 2048;  // bytes: pixels that are multiples of a larger power of two apart share sets of L1
-  plan.in_place = std::is_same_v<S, T> && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
+  const auto is_whole = [](int64_t count) { return count % numbers<E> == 0; };
+  plan.in_place = (plain || paired) && taps == 1 && conv.x.c == 1 && conv.rows.pad == 0 && conv.cols.pad == 0 &&
                   conv.rows.position(P - 1, 0) < conv.rows.in && conv.cols.position(Q - 1, 0) < conv.cols.in &&
-                  conv.x.w * conv.cols.stride * size % (2 * spread) != 0;
+                  conv.x.w * conv.cols.stride * int64_t(sizeof(S)) % (2 * spread) != 0 &&
+                  is_whole(conv.C_per_group()) && is_whole(conv.x.n) && is_whole(conv.x.h) && is_whole(conv.x.w);
 
   const double fitting =
       std::min(Plan::set_bytes / std::max(1.0, panel / channel_blocks),
@@ -92,7 +96,7 @@ inline double copies(const Conv& conv) {
 
 inline double cost(const Correlation& conv) {
   constexpr int L = lanes<float>;
-  const auto plan = gemm::plan<float>(conv);
+  const auto plan = gemm::plan<float, float>(conv);
   const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   const double products =
       plan.dots ? K * (plan.dots_per_pixel(taps) + sum_of_lanes) : taps * C * plan.panels * plan.lanes_per_panel / L;
@@ -119,15 +123,15 @@ void write_zeros(const Correlation& conv, S* y) {
   });
 }
 
-template <class S>
+template <class E, class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   if (conv.rows.kernel * conv.cols.kernel == 0) return write_zeros(conv, y);
   using T = Sum<S>;
-  constexpr int L = lanes<S>;
-  using Plan = gemm::Plan<S>;
-  const Plan plan = gemm::plan<S>(conv);
-  const bool stream = streams(conv, y, conv.K_per_group());
-  const int64_t taps = conv.rows.kernel * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
+  constexpr int L = lanes<S>, per = numbers<E>;
+  using Plan = gemm::Plan<E, S>;
+  const Plan plan = gemm::plan<E, S>(conv);
+  const bool stream = plan.direct && streams(conv, y, conv.K_per_group());
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, K = conv.K_per_group(), C = conv.C_per_group();
   const int64_t NR = plan.lanes_per_panel, block_size = plan.block_size(conv, plan.channels),
                 panel_size = block_size * plan.channel_blocks;
   const int64_t P = conv.rows.out, Q = conv.cols.out;
@@ -146,19 +150,17 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   // Rounds over panels of all groups, so that the packed weights stay bounded.
   const int64_t all_panels = conv.groups * plan.panels;
   const int64_t per_round =
-      std::clamp<int64_t>(Plan::weights_bytes / int64_t(sizeof(T)) / std::max<int64_t>(1, panel_size), 1, all_panels);
-  T* packed = scratch.take<T>(per_round * panel_size);
+      std::clamp<int64_t>(Plan::weights_bytes / int64_t(sizeof(E)) / std::max<int64_t>(1, panel_size), 1, all_panels);
+  E* packed = scratch.take<E>(per_round * panel_size);
   for (int64_t first = 0; first < all_panels; first += per_round) {
     const int64_t round = std::min(per_round, all_panels - first);
     parallel_for(round * plan.channel_blocks, double(panel_size) / plan.channel_blocks, [&](int64_t unit) {
       const int64_t panel = first + unit / plan.channel_blocks, block = unit % plan.channel_blocks;
-      const int64_t c = block * plan.channels, channels = std::min(plan.channels, C - c);
-      T* to = packed + (panel - first) * panel_size + block * block_size;
-      if (plan.dots) {
-        pack_dots(conv, w, panel, plan.joined, c, channels, to);
-      } else {
-        pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, channels, to);
-      }
+      const int64_t c = block * plan.channels * per, channels = std::min(plan.channels * per, C - c);
+      E* to = packed + (panel - first) * panel_size + block * block_size;
+      if constexpr (per == 1)
+        if (plan.dots) return pack_dots(conv, w, panel, plan.joined, c, channels, to);
+      pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, channels, to);
     });
 
     // Units: blocks of pixels x sets of panels; a set does not cross groups.
@@ -180,7 +182,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       Scratch scratch;
       const Patch patch(conv, block, plan.pitch);
       const bool in_place = plan.in_place, direct = plan.direct;
-      T* copy = in_place ? nullptr : scratch.take<T>((block.n_end - block.n) * patch.image_pitch());
+      E* copy = in_place ? nullptr : scratch.take<E>((block.n_end - block.n) * patch.image_pitch());
       const int64_t pixels = block.pixels(), width = (panel_end - panel) * NR;
       T* buffer = direct ? nullptr : scratch.take<T>(pixels * width);
 
@@ -188,18 +190,21 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       const int64_t runs = taps / plan.joined;
       int64_t* offset = scratch.take<int64_t>(runs);
       for (int64_t cb = 0; cb < plan.channel_blocks; ++cb) {
-        const int64_t c = cb * plan.channels, channels = std::min(plan.channels, C - c);
+        const int64_t c = cb * plan.channels * per, count = std::min(plan.channels * per, C - c),
+                      channels = (count - 1) / per + 1;
         Patch cut = patch;
         cut.pitch = plan.pitch - plan.channels + channels;
-        const T* source;
+        const E* source;
         int64_t step_w, step_h, step_n, tap_h, tap_w;
         if (in_place) {
-          source = reinterpret_cast<const T*>(x) + block.n * conv.x.n + (group * C + c) * conv.x.c +
-                   conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
-          step_n = conv.x.n, step_h = conv.rows.stride * conv.x.h, step_w = conv.cols.stride * conv.x.w;
+          source = reinterpret_cast<const E*>(x + block.n * conv.x.n + (group * C + c) * conv.x.c +
+                                              conv.rows.position(block.p, 0) * conv.x.h +
+                                              conv.cols.position(block.q, 0) * conv.x.w);
+          step_n = conv.x.n / per, step_h = conv.rows.stride * conv.x.h / per,
+          step_w = conv.cols.stride * conv.x.w / per;
           tap_h = tap_w = 0;
         } else {
-          read_patch(conv, block, cut, group * C + c, channels, x, copy);
+          read_patch(conv, block, cut, group * C + c, count, x, copy);
           source = copy;
           step_n = cut.image_pitch(), step_h = cut.rows.step * cut.row_pitch(), step_w = cut.cols.step * cut.pitch;
           tap_h = conv.rows.dilation * cut.row_pitch(), tap_w = conv.cols.dilation * cut.pitch;
@@ -207,64 +212,74 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
         for (int64_t i = 0; i < runs; ++i)
           offset[i] = i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
 
-        Product<T> product{};
-        product.offset = offset, product.runs = runs;
-        product.length = plan.joined * channels;
-        product.add = cb > 0;
-        product.stream = stream && plan.channel_blocks == 1;
         Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
         const bool last = cb == plan.channel_blocks - 1;
-        product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
+        // All tiles of the block, to the results from `to` on.
+        const auto multiply_tiles = [&]<class Out>(Out* to) {
+          Product<E, Out> product{};
+          product.offset = offset, product.runs = runs;
+          product.length = plan.joined * channels;
+          product.add = cb > 0;
+          product.stream = stream && plan.channel_blocks == 1;
+          product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
 
-        const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
-        const int64_t tiles = (pixels - 1) / most + 1;
-        // Where the next pixel is, in the source and in the result, and what takes both from one row to the next.
-        const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
-        const int64_t out_w = direct ? conv.y.w : width, out_h = direct ? conv.y.h : cols * width,
-                      out_n = direct ? conv.y.n : rows * out_h;
-        const T* from = source;
-        T* to = direct ? reinterpret_cast<T*>(y) + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w +
-                             group * K + (panel - group * plan.panels) * NR
-                       : buffer;
-        int64_t pixel = 0, cols_left = cols, rows_left = rows;
-        const T* a[2][most_rows<1>];
-        T* out[2][most_rows<1>];
-        const auto set_rows = [&](int64_t tile) {
-          const int64_t end = pixels * (tile + 1) / tiles;
-          const int MR = end - pixel;
-          for (int m = 0; m < MR; ++m, ++pixel) {
-            a[tile % 2][m] = from, out[tile % 2][m] = to;
-            from += step_w, to += out_w;
-            if (--cols_left > 0) continue;
-            from += step_h - cols * step_w, to += out_h - cols * out_w, cols_left = cols;
-            if (--rows_left > 0) continue;
-            from += step_n - rows * step_h, to += out_n - rows * out_h, rows_left = rows;
-          }
-          // Dots always take as many rows as there may be.
-          for (int m = MR; plan.dots && m < most; ++m) a[tile % 2][m] = a[tile % 2][0];
-          return MR;
-        };
-        int next = set_rows(0);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int MR = next;
-          next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
-          product.a = a[tile % 2], product.c = out[tile % 2];
-          FetchRows<T> fetch;
-          if (next && in_place)
-            fetch = {a[(tile + 1) % 2], next, channels, (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
-          product.fetch = &fetch;
-          for (int64_t i = panel; i < panel_end; ++i) {
-            product.b = packed + (i - first) * panel_size + cb * block_size;
-            product.lane = (i - panel) * NR;
-            product.count = direct ? K - (i - group * plan.panels) * NR : NR;
-            if (plan.dots) {
-              multiply_dots<T>[NR - 1](product, MR);
-            } else if (NR == L) {
-              multiply_rows<T, 1>[MR - 1](product);
-            } else {
-              multiply_rows<T, 2>[MR - 1](product);
+          const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
+          const int64_t tiles = (pixels - 1) / most + 1;
+          // Where the next pixel is, in the source and in the result, and what takes both from one row to the next.
+          const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q;
+          const int64_t out_w = direct ? conv.y.w : width, out_h = direct ? conv.y.h : cols * width,
+                        out_n = direct ? conv.y.n : rows * out_h;
+          const E* from = source;
+          int64_t pixel = 0, cols_left = cols, rows_left = rows;
+          const E* a[2][most_rows<1>];
+          Out* out[2][most_rows<1>];
+          const auto set_rows = [&](int64_t tile) {
+            const int64_t end = pixels * (tile + 1) / tiles;
+            const int MR = end - pixel;
+            for (int m = 0; m < MR; ++m, ++pixel) {
+              a[tile % 2][m] = from, out[tile % 2][m] = to;
+              from += step_w, to += out_w;
+              if (--cols_left > 0) continue;
+              from += step_h - cols * step_w, to += out_h - cols * out_w, cols_left = cols;
+              if (--rows_left > 0) continue;
+              from += step_n - rows * step_h, to += out_n - rows * out_h, rows_left = rows;
+            }
+            // Dots always take as many rows as there may be.
+            for (int m = MR; plan.dots && m < most; ++m) a[tile % 2][m] = a[tile % 2][0];
+            return MR;
+          };
+          int next = set_rows(0);
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int MR = next;
+            next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
+            product.a = a[tile % 2], product.c = out[tile % 2];
+            FetchRows<E> fetch;
+            if (next && in_place)
+              fetch = {a[(tile + 1) % 2], next, channels, (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
+            product.fetch = &fetch;
+            for (int64_t i = panel; i < panel_end; ++i) {
+              product.b = packed + (i - first) * panel_size + cb * block_size;
+              product.lane = (i - panel) * NR;
+              product.count = direct ? K - (i - group * plan.panels) * NR : NR;
+              if constexpr (per == 1) {
+                if (plan.dots) {
+                  multiply_dots<E>[NR - 1](product, MR);
+                  continue;
+                }
+              }
+              if (NR == L) {
+                multiply_rows<E, 1, Out>[MR - 1](product);
+              } else {
+                multiply_rows<E, 2, Out>[MR - 1](product);
+              }
             }
           }
+        };
+        if (!direct) {
+          multiply_tiles(buffer);
+        } else if constexpr (std::is_same_v<S, E> || per > 1) {
+          multiply_tiles(y + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w + group * K +
+                         (panel - group * plan.panels) * NR);
         }
       }
       if (stream) finish_streams();

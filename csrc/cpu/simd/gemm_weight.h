@@ -4,6 +4,9 @@
 //
 // The pixels are cut into chunks, a number that depends on the problem alone. Each chunk is summed up block by block
 // into a matrix of its own, and these are added up in order: short sums, in the same order on any number of threads.
+//
+// Where elements are pairs, those are the same pixel in two images: the second of a pair is of an image of the second
+// half, and 0 if there is no such image.
 
 namespace gemm {
 
@@ -33,12 +36,19 @@ struct WeightPlan {
 // A pitch of pixels that spreads them over the sets of L1.
 template <class T>
 int64_t apart(int64_t pitch) {
-  return pitch * int64_t(sizeof(T)) % 256 == 0 ? pitch + Simd<T>::lanes : pitch;
+  return pitch * int64_t(sizeof(T)) % 256 == 0 ? pitch + lanes<T> : pitch;
 }
 
-template <class S>
-WeightPlan<S> weight_plan(const Conv& conv) {
+template <class E>
+Conv halved(Conv conv) {
+  conv.N = (conv.N - 1) / numbers<E> + 1;
+  return conv;
+}
+
+template <class E, class S>
+WeightPlan<S> weight_plan(const Conv& whole) {
   using T = Sum<S>;
+  const Conv conv = halved<E>(whole);
   constexpr int L = lanes<S>, size = sizeof(T);
   using Plan = WeightPlan<S>;
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
@@ -88,23 +98,35 @@ WeightPlan<S> weight_plan(const Conv& conv) {
 }
 
 inline double weight_cost(const Conv& conv) {
-  const auto plan = weight_plan<float>(conv);
+  const auto plan = weight_plan<float, float>(conv);
   const auto vectors = [](int64_t lanes) { return (lanes - 1) / Simd<float>::lanes + 1; };
   const int64_t rows = plan.runs * plan.run_length * plan.channel_groups, K = conv.K_per_group();
   return double(plan.swapped ? rows * vectors(K) : plan.runs * vectors(plan.run_length) * plan.channel_groups * K) +
          copies(conv);
 }
 
-template <class S>
-void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+template <class E, class S>
+void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
   using Plan = WeightPlan<S>;
-  const Plan plan = weight_plan<S>(conv);
+  const Plan plan = weight_plan<E, S>(all);
+  const Conv conv = halved<E>(all);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
   const Correlation problem = forward_correlation(conv);
   Scratch scratch;
 
+  // Reads a tile of image n, of a tensor whose images are `image` apart.
+  const auto reader = [&](int64_t n, int64_t image) {
+    return [high = n + conv.N < all.N ? conv.N * image : 0](const S* from, int64_t row, int64_t lane, int64_t rows,
+                                                            int64_t count, E* to, int64_t pitch, int64_t ahead = 0) {
+      if constexpr (numbers<E> > 1) {
+        read_elements(from, high, row, lane, rows, count, to, pitch);
+      } else {
+        read_tile(from, row, lane, rows, count, to, pitch, ahead);
+      }
+    };
+  };
   const auto gradient = [&](const Block& block) {
     return Pixels<S>(y + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w, conv.y, block);
   };
@@ -147,30 +169,32 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         Scratch scratch;
 
         // The operands: pixel (n, p, q) of y at n * a_n + p * a_p + q * a_q, and of x the like.
-        const T *a, *source;
+        const E *a, *source;
         int64_t a_n, a_p, a_q, b_n, b_p, b_q, tap_h = 0, tap_w = 0;
         if (plan.y_in_place) {
-          a = reinterpret_cast<const T*>(y) + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w + group * K +
+          a = reinterpret_cast<const E*>(y) + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w + group * K +
               k;
           a_n = conv.y.n, a_p = conv.y.h, a_q = conv.y.w;
         } else {
-          a_q = apart<T>(filters), a_p = cols * a_q, a_n = rows * a_p;
-          T* copy = scratch.take<T>(block.pixels() * a_q);
+          a_q = apart<E>(filters), a_p = cols * a_q, a_n = rows * a_p;
+          E* copy = scratch.take<E>(block.pixels() * a_q);
           for (int64_t n = 0; n < images; ++n)
             for (int64_t p = 0; p < rows; ++p)
-              read_tile(y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c + (block.p + p) * conv.y.h +
-                            block.q * conv.y.w,
-                        conv.y.w, conv.y.c, cols, filters, copy + n * a_n + p * a_p, a_q);
+              reader(block.n + n, conv.y.n)(y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c +
+                                                (block.p + p) * conv.y.h + block.q * conv.y.w,
+                                            conv.y.w, conv.y.c, cols, filters, copy + n * a_n + p * a_p, a_q);
           a = copy;
         }
         if (plan.x_in_place) {
-          source = reinterpret_cast<const T*>(x) + block.n * conv.x.n + group * C + c +
+          source = reinterpret_cast<const E*>(x) + block.n * conv.x.n + group * C + c +
                    conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
           b_n = conv.x.n, b_p = conv.rows.stride * conv.x.h, b_q = conv.cols.stride * conv.x.w;
         } else {
-          const Patch patch(conv, block, conv.cols.kernel == 1 ? apart<T>(channels) : channels);
-          T* copy = scratch.take<T>(images * patch.image_pitch());
-          read_patch(problem, block, patch, group * C + c, channels, x, copy);
+          const Patch patch(conv, block, conv.cols.kernel == 1 ? apart<E>(channels) : channels);
+          E* copy = scratch.take<E>(images * patch.image_pitch());
+          for (int64_t n = 0; n < images; ++n)
+            read_rows(problem, block.n + n, patch, 0, patch.rows.size, group * C + c, channels, x,
+                      copy + n * patch.image_pitch(), reader(block.n + n, conv.x.n));
           source = copy;
           b_n = patch.image_pitch(), b_p = patch.rows.step * patch.row_pitch(), b_q = patch.cols.step * patch.pitch;
           tap_h = conv.rows.dilation * patch.row_pitch(), tap_w = conv.cols.dilation * patch.pitch;
@@ -194,13 +218,13 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         const int64_t calls = plan.runs * ((across - 1) / (2 * L) + 1) * ((down - 1) / most_rows<2> + 1);
         FetchPixels<S> fetch_y(gradient(next), group * K + k, b + 1 < end ? filters : 0, calls);
         FetchPixels<S> fetch_x(input(next), group * C + c, b + 1 < end && plan.x_in_place ? channels : 0, calls);
-        OuterProduct<T> product{};
+        OuterProduct<E> product{};
         product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
         product.length = length, product.a_step = a_q, product.b_step = b_q;
         if (plan.swapped) std::swap(product.a_offset, product.b_offset), std::swap(product.a_step, product.b_step);
         product.add = b > begin, product.pitch = pitch;
         for (int64_t run = 0; run < plan.runs; ++run) {
-          const T* taps =
+          const E* taps =
               source + (plan.joined ? run * tap_h : run / conv.cols.kernel * tap_h + run % conv.cols.kernel * tap_w);
           for (int64_t lane = 0; lane < across;) {
             const bool wide = across - lane > L;
@@ -213,9 +237,9 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
               product.a = (plan.swapped ? taps : a) + m;
               product.c = total + m * pitch + run * run_pitch + lane;
               if (wide) {
-                multiply_outer_rows<T, 2>[MR - 1](product);
+                multiply_outer_rows<E, 2>[MR - 1](product);
               } else {
-                multiply_outer_rows<T, 1>[MR - 1](product);
+                multiply_outer_rows<E, 1>[MR - 1](product);
               }
             }
             lane += wide ? 2 * L : L;

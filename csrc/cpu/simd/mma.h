@@ -1,5 +1,6 @@
 // The two register-tiled products behind everything dense. Both keep a tile of MR rows x NV vectors of sums in
-// registers, and for each step of the reduction multiply MR broadcast numbers of A with NV vectors of B.
+// registers, and for each step of the reduction multiply MR broadcast elements of A with NV vectors of B. An element E
+// is a number, or a pair of numbers where the machine has an instruction for the sum of two products (pairs.h).
 
 // Steps that are done together in `multiply`: with one vector of B there are more rows than registers for their
 // addresses, and each is read once for all these steps.
@@ -13,16 +14,16 @@ template <int NV>
 constexpr int most_rows = (registers - NV * steps_together<NV> - 2) / NV;
 
 // Rows that are fetched into the cache meanwhile.
-template <class T>
+template <class E>
 class FetchRows {
  public:
   FetchRows() = default;
 
   // `count` rows of `length` elements, over `calls` calls.
-  FetchRows(const T* const* rows, int64_t count, int64_t length, int64_t calls)
+  FetchRows(const E* const* rows, int64_t count, int64_t length, int64_t calls)
       : rows_(rows),
         left_(count),
-        bytes_(length * sizeof(T)),
+        bytes_(length * sizeof(E)),
         each_((count * ((bytes_ - 1) / 64 + 1) - 1) / calls + 1) {}
 
   INLINE void operator()() {
@@ -34,35 +35,35 @@ class FetchRows {
   }
 
  private:
-  const T* const* rows_ = nullptr;
+  const E* const* rows_ = nullptr;
   int64_t left_ = 0, bytes_ = 0, each_ = 0, at_ = 0;
 };
 
 constexpr int64_t steps_per_fetch = 64;
 
-template <class T>
+template <class E, class Out = Sum<E>>
 struct Product {
   // A: row m, step k of run i is a[m][offset[i] + k]. B: consecutive steps of NV vectors.
-  const T* const* a;
+  const E* const* a;
   const int64_t* offset;
   int64_t runs, length;
-  const T* b;
+  const E* b;
   // C: row m is c[m] + lane, of which the first `count` lanes are stored.
-  T* const* c;
+  Out* const* c;
   int64_t lane, count;
-  bool add;  // to what C holds
-  const Finish<T>* finish;
-  FetchRows<T>* fetch;  // what is fetched every steps_per_fetch steps
-  bool stream;          // past the caches
+  bool add;  // to what C holds; never where sums are rounded to a smaller dtype
+  const Finish<Sum<E>>* finish;
+  FetchRows<E>* fetch;  // what is fetched every steps_per_fetch steps
+  bool stream;          // past the caches; as `add`
 };
 
 // Adds, finishes and stores what is more than a plain tile: `rows` rows of sums.
-template <class T>
-void store_rows(const Product<T>& product, int rows, const T* sums, int64_t pitch) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
+template <class E, class Out>
+void store_rows(const Product<E, Out>& product, int rows, const Sum<E>* sums, int64_t pitch) {
+  using V = Vector<E>;
+  constexpr int L = lanes<E>;
   for (int m = 0; m < rows; ++m, sums += pitch) {
-    T* c = product.c[m] + product.lane;
+    Out* c = product.c[m] + product.lane;
     for (int64_t lane = 0; lane < std::min(pitch, product.count); lane += L) {
       const int64_t count = product.count - lane;
       V sum = load(sums + lane);
@@ -77,24 +78,24 @@ void store_rows(const Product<T>& product, int rows, const T* sums, int64_t pitc
   }
 }
 
-template <class T, int MR, int NV>
-void multiply(const Product<T>& product) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
-  V sum[MR][NV] = {};
-  const T* b = product.b;
-  const T* const* rows = product.a;
+template <class E, class Out, int MR, int NV>
+void multiply(const Product<E, Out>& product) {
+  using T = Sum<E>;
+  constexpr int L = lanes<E>;
+  Vector<E> sum[MR][NV] = {};
+  const E* b = product.b;
+  const E* const* rows = product.a;
   const auto step = [&](int64_t k, auto together) __attribute__((always_inline)) {
-    V vectors[together][NV];
+    decltype(load(b)) vectors[together][NV];
     unroll<together>([&](auto u) __attribute__((always_inline)) {
       unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[u][v] = load(b + (u * NV + v) * L); });
     });
     b += together * NV * L;
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      const T* row = rows[m] + k;
+      const E* row = rows[m] + k;
       unroll<together>([&](auto u) __attribute__((always_inline)) {
-        const V number = broadcast(row[u]);
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[u][v], sum[m][v]); });
+        const auto element = broadcast(row[u]);
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(element, vectors[u][v], sum[m][v]); });
       });
     });
   };
@@ -118,7 +119,7 @@ void multiply(const Product<T>& product) {
   }
   if (!product.finish && product.count >= NV * L) {
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      T* c = product.c[m] + product.lane;
+      Out* c = product.c[m] + product.lane;
       if (product.add) {
         unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(c + v * L); });
       }
@@ -139,30 +140,29 @@ void multiply(const Product<T>& product) {
 
 // The same with both operands read along their lanes, step by step: C[m, n] is the sum, over segments and their steps
 // k, of a[a_offset[segment] + k * a_step + m] * b[b_offset[segment] + k * b_step + n].
-template <class T>
+template <class E>
 struct OuterProduct {
-  const T *a, *b;
+  const E *a, *b;
   const int64_t *a_offset, *b_offset;
   int64_t segments, length, a_step, b_step;
-  T* c;
+  Sum<E>* c;
   int64_t pitch;
   bool add;
 };
 
-template <class T, int MR, int NV>
-void multiply_outer(const OuterProduct<T>& product) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
-  V sum[MR][NV] = {};
+template <class E, int MR, int NV>
+void multiply_outer(const OuterProduct<E>& product) {
+  constexpr int L = lanes<E>;
+  Vector<E> sum[MR][NV] = {};
   const int64_t a_step = product.a_step, b_step = product.b_step;
   for (int64_t i = 0; i < product.segments; ++i) {
-    const T *a = product.a + product.a_offset[i], *b = product.b + product.b_offset[i];
+    const E *a = product.a + product.a_offset[i], *b = product.b + product.b_offset[i];
     const auto step = [&]() __attribute__((always_inline)) {
-      V vectors[NV];
+      decltype(load(b)) vectors[NV];
       unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
       unroll<MR>([&](auto m) __attribute__((always_inline)) {
-        const V number = broadcast(a[m]);
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, vectors[v], sum[m][v]); });
+        const auto element = broadcast(a[m]);
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(element, vectors[v], sum[m][v]); });
       });
       a += a_step, b += b_step;
     };
@@ -172,25 +172,25 @@ void multiply_outer(const OuterProduct<T>& product) {
   }
   unroll<MR>([&](auto m) __attribute__((always_inline)) {
     unroll<NV>([&](auto v) __attribute__((always_inline)) {
-      T* c = product.c + m * product.pitch + v * L;
+      Sum<E>* c = product.c + m * product.pitch + v * L;
       store(c, product.add ? load(c) + sum[m][v] : sum[m][v]);
     });
   });
 }
 
 // multiply and multiply_outer for tile sizes that are known at run time: table[m - 1] is the one of m rows.
-template <class T, int NV, int... m>
+template <class E, class Out, int NV, int... m>
 constexpr auto multiply_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const Product<T>&), sizeof...(m)>{multiply<T, m + 1, NV>...};
+  return std::array<void (*)(const Product<E, Out>&), sizeof...(m)>{multiply<E, Out, m + 1, NV>...};
 }
 
-template <class T, int NV, int... m>
+template <class E, int NV, int... m>
 constexpr auto multiply_outer_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const OuterProduct<T>&), sizeof...(m)>{multiply_outer<T, m + 1, NV>...};
+  return std::array<void (*)(const OuterProduct<E>&), sizeof...(m)>{multiply_outer<E, m + 1, NV>...};
 }
 
-template <class T, int NV>
-constexpr auto multiply_rows = multiply_table<T, NV>(std::make_integer_sequence<int, most_rows<NV>>());
+template <class E, int NV, class Out = Sum<E>>
+constexpr auto multiply_rows = multiply_table<E, Out, NV>(std::make_integer_sequence<int, most_rows<NV>>());
 
-template <class T, int NV>
-constexpr auto multiply_outer_rows = multiply_outer_table<T, NV>(std::make_integer_sequence<int, most_rows<NV>>());
+template <class E, int NV>
+constexpr auto multiply_outer_rows = multiply_outer_table<E, NV>(std::make_integer_sequence<int, most_rows<NV>>());

@@ -41,13 +41,13 @@ struct Patch {
   int64_t image_pitch() const { return rows.size * row_pitch(); }
 };
 
-// Fills rows [i, i_end) of the patch of image n with channels [c, c + count).
-template <class S>
+// Fills rows [i, i_end) of the patch of image n with channels [c, c + count), by `read`, which is called as read_tile.
+template <class S, class E, class Read>
 void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i, int64_t i_end, int64_t c,
-               int64_t count, const S* x, Sum<S>* to) {
+               int64_t count, const S* x, E* to, const Read& read) {
   const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
   const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
-  const auto zero = [&](Sum<S>* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, Sum<S>(0)); };
+  const auto zero = [&](E* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, E{}); };
   to += i * patch.row_pitch();
   for (; i < i_end; ++i, to += patch.row_pitch()) {
     if (i < top || i >= bottom) {
@@ -58,16 +58,23 @@ void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i
                   w = patch.cols.first + left * patch.cols.source_step;
     const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
     zero(to, left);
-    read_tile(from, conv.x.w * patch.cols.source_step, conv.x.c, right - left, count, to + left * patch.pitch,
-              patch.pitch, i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
+    read(from, conv.x.w * patch.cols.source_step, conv.x.c, right - left, count, to + left * patch.pitch, patch.pitch,
+         i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
     zero(to + right * patch.pitch, patch.cols.size - right);
   }
 }
 
+template <class S, class E>
+void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i, int64_t i_end, int64_t c,
+               int64_t count, const S* x, E* to) {
+  read_rows(conv, n, patch, i, i_end, c, count, x, to,
+            [](const auto&... tile) __attribute__((always_inline)) { read_tile(tile...); });
+}
+
 // Fills one patch per image of the block.
-template <class S>
+template <class S, class E>
 void read_patch(const Correlation& conv, const Block& block, const Patch& patch, int64_t c, int64_t count, const S* x,
-                Sum<S>* to) {
+                E* to) {
   for (int64_t n = block.n; n < block.n_end; ++n, to += patch.image_pitch())
     read_rows(conv, n, patch, 0, patch.rows.size, c, count, x, to);
 }

@@ -78,6 +78,13 @@ void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t c
   }
 }
 
+// The same for elements of products: pairs.h has one for pairs, of which `high` is the second number's place.
+template <class S>
+void read_elements(const S* from, int64_t /*high*/, int64_t row, int64_t lane, int64_t rows, int64_t count, Sum<S>* to,
+                   int64_t pitch) {
+  read_tile(from, row, lane, rows, count, to, pitch);
+}
+
 // Whether y is written past the caches: a result that does not fit into them anyway, in whole cache lines, of which
 // `channels` neighbouring channels are written at a time.
 template <class S>

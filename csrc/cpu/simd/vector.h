@@ -13,6 +13,15 @@ struct Simd;
 template <class S>
 using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+// Two bfloat16 numbers that are multiplied and added up together (pairs.h).
+struct Pair {
+  uint32_t bits;
+};
+
+// Numbers in an element of a product.
+template <class E>
+constexpr int numbers = std::is_same_v<E, Pair> ? 2 : 1;
+
 template <class S>
 using Vector = typename Simd<Sum<S>>::V;
 

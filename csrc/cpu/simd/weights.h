@@ -1,22 +1,28 @@
 // Packs the weights of output channels [k, k + NR) of a group, and of its input channels [c, c + channels), as
-// [tap][channel][lane]. Lanes beyond the last output channel are zero.
-template <class S>
+// [tap][channel, or pair of channels][lane]. Lanes beyond the last output channel are zero.
+template <class S, class E>
 void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c,
-                  int64_t channels, Sum<S>* to) {
+                  int64_t channels, E* to) {
+  constexpr int per = numbers<E>;
+  const int64_t steps = (channels - 1) / per + 1, whole = channels / per;
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(NR, conv.K_per_group() - k);
   const S* from = w + group * conv.w_group + k * conv.w.n + c * conv.w.c;
-  if (count < NR) std::fill_n(to, taps * channels * NR, Sum<S>(0));
+  if (count < NR) std::fill_n(to, taps * steps * NR, E{});
   if (taps > 1 && std::abs(conv.w.w) == 1 && conv.w.h == conv.cols.kernel * conv.w.w && conv.w.n != 1) {
     // The taps of a channel are neighbours, perhaps in turned order: channel by channel, rows of taps.
     const bool turned = conv.w.w < 0;
-    const int64_t tap = channels * NR;
+    const int64_t tap = steps * NR;
     if (turned) from += (taps - 1) * conv.w.w, to += (taps - 1) * tap;
-    for (int64_t i = 0; i < channels; ++i)
-      read_tile(from + i * conv.w.c, 1, conv.w.n, taps, count, to + i * NR, turned ? -tap : tap);
+    for (int64_t i = 0; i < steps; ++i)
+      read_elements(from + i * per * conv.w.c, i < whole ? conv.w.c : 0, 1, conv.w.n, taps, count, to + i * NR,
+                    turned ? -tap : tap);
   } else {
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
-      for (int64_t s = 0; s < conv.cols.kernel; ++s, to += channels * NR)
-        read_tile(from + r * conv.w.h + s * conv.w.w, conv.w.c, conv.w.n, channels, count, to, NR);
+      for (int64_t s = 0; s < conv.cols.kernel; ++s, to += steps * NR) {
+        const S* tap = from + r * conv.w.h + s * conv.w.w;
+        read_elements(tap, conv.w.c, per * conv.w.c, conv.w.n, whole, count, to, NR);
+        if (whole < steps) read_elements(tap + whole * per * conv.w.c, 0, 0, conv.w.n, 1, count, to + whole * NR, NR);
+      }
   }
 }
 

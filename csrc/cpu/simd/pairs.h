@@ -1,0 +1,72 @@
+// Pairs of bfloat16 numbers: AVX512_BF16 multiplies two pairs and adds both products to a float, in each of 16 lanes.
+// A reduction takes half as many steps over pairs: of neighbouring channels, or, in grad_weight, of the same pixel in
+// two images.
+
+// The numbers at `low` and at `high`, lane by lane; without `high`, the second of each pair is 0.
+INLINE __m512i load_pairs(const BFloat16* low, const BFloat16* high, uint32_t mask = 0xffff) {
+  const auto wide = [&](const BFloat16* p) __attribute__((always_inline)) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+  };
+  return high ? _mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)) : wide(low);
+}
+
+INLINE __m512i broadcast(Pair pair) { return _mm512_set1_epi32(pair.bits); }
+INLINE __m512i load(const Pair* p) { return _mm512_loadu_si512(p); }
+INLINE __m512 fma(__m512i a, __m512i b, __m512 c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+
+INLINE void store(BFloat16* p, __m512 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+}
+INLINE void store(BFloat16* p, __m512 v, int n) {
+  _mm256_mask_storeu_epi16(p, first(n), (__m256i)_mm512_cvtneps_pbh(v));
+}
+INLINE void stream(BFloat16* p, __m512 v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+// to[i * pitch + j] = {from[i * row + j * lane], from[high + i * row + j * lane]} for i < rows, j < count; if `high` is
+// 0, the second of each pair is 0.
+inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64_t lane, int64_t rows, int64_t count,
+                          Pair* to, int64_t pitch) {
+  constexpr int L = 16;
+  // n pairs that follow one another, each number `step` after the last: neighbours, or pairs as they lie in memory.
+  const auto in_line = [&](int64_t step) { return step == 1 || (step == 2 && high == 1); };
+  const auto get = [&](const BFloat16* p, int64_t step, int n) __attribute__((always_inline)) {
+    if (step == 1) return load_pairs(p, high ? p + high : nullptr, first(n));
+    return _mm512_maskz_loadu_epi32(first(n), p);
+  };
+  if (in_line(lane)) {
+    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch)
+      for (int64_t j = 0; j < count; j += L) {
+        const int n = std::min<int64_t>(L, count - j);
+        _mm512_mask_storeu_epi32(to + j, first(n), get(from + j * lane, lane, n));
+      }
+  } else if (in_line(row)) {
+    for (int64_t j = 0; j < count; j += L)
+      for (int64_t i = 0; i < rows; i += L) {
+        const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
+        __m512 v[L];
+        unroll<L>([&](auto l) __attribute__((always_inline)) {
+          v[l] = l < width ? _mm512_castsi512_ps(get(from + i * row + (j + l) * lane, row, height)) : __m512{};
+        });
+        transpose(v);
+        unroll<L>([&](auto l) __attribute__((always_inline)) {
+          if (l < height) _mm512_mask_storeu_ps(to + (i + l) * pitch + j, first(width), v[l]);
+        });
+      }
+  } else {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < count; ++j) {
+        const BFloat16* at = from + i * row + j * lane;
+        to[i * pitch + j].bits = at->x | (high ? uint32_t(at[high].x) << 16 : 0);
+      }
+  }
+}
+
+// to[i * pitch + j] = the pair of numbers 2 j and 2 j + 1 of row i, of `count` numbers in all; an odd last one is
+// paired with 0.
+inline void read_tile(const BFloat16* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Pair* to,
+                      int64_t pitch, int64_t = 0) {
+  read_elements(from, lane, row, 2 * lane, rows, count / 2, to, pitch);
+  if (count % 2) read_elements(from + (count - 1) * lane, 0, row, lane, rows, 1, to + count / 2, pitch);
+}
