@@ -106,7 +106,10 @@ def check_agreement(op: str, layer: Layer, results: dict[str, Tensor]) -> None:
     for name, result in results.items():
         difference = measure.relative_error(result, wanted)
         if not difference <= AGREEMENT[wanted.dtype]:
-            raise SystemExit(f"{layer.network} {layer.name}: {layer.label} {op}: {name} is {difference:.1e} off torch")
+            message = f"{layer.network} {layer.name}: {layer.label} {op}: {name} is {difference:.1e} off torch_nchw"
+            if name.startswith("ours"):
+                raise SystemExit(message)
+            print(message)  # torch contradicts itself: a figure all the same
 
 
 def errors(op: str, layer: Layer, tensors: Operands, results: dict[str, Tensor], which: str) -> dict[str, float]:

@@ -106,13 +106,13 @@ inline double cost(const Correlation& conv) {
 // The result of a correlation without taps, which grad_input has where the stride is larger than the kernel.
 template <class S>
 void write_zeros(const Correlation& conv, S* y) {
-  constexpr int L = lanes<S>;
   const bool past_caches = streams(conv, y, conv.K);
   parallel_for(conv.N * conv.rows.out, double(conv.cols.out) * conv.K, [&](int64_t unit) {
     S* row = y + unit / conv.rows.out * conv.y.n + unit % conv.rows.out * conv.y.h;
     for (int64_t q = 0; q < conv.cols.out; ++q, row += conv.y.w) {
       if (past_caches) {
-        for (int64_t k = 0; k < conv.K; k += L) stream(reinterpret_cast<Sum<S>*>(row) + k, Vector<S>{});
+        float *to = reinterpret_cast<float*>(row), *end = reinterpret_cast<float*>(row + conv.K);
+        for (; to < end; to += lanes<float>) stream(to, Vector<float>{});
       } else if (conv.y.c == 1) {
         std::memset(row, 0, conv.K * sizeof(S));
       } else {
