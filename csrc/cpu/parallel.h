@@ -3,11 +3,13 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <vector>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -25,27 +27,11 @@ inline int64_t thread_count() {
 }
 
 // Calls body(i) once for each i in [0, units); `work` is the cost of one unit in multiplications (a double: it is an
-// estimate, and cannot overflow). Threads take the next unit when they are done with one, so that a thread that is
-// held up elsewhere delays no other. Which thread runs a unit never changes its result.
+// estimate, and cannot overflow). Each thread begins with a range of its own, the same in every loop, so that what it
+// reads is where it left it; when done, it helps the others, so that a thread that is held up elsewhere delays no one.
+// Which thread runs a unit never changes its result.
 template <class Body>
 void parallel_for(int64_t units, double work, const Body& body) {
-  struct Loop {
-    const Body& body;
-    int64_t units;
-    std::atomic<int64_t> next{0};
-    std::exception_ptr error{};
-    std::mutex mutex{};
-
-    void run() {
-      try {
-        for (int64_t i; (i = next++) < units;) body(i);
-      } catch (...) {
-        next = units;
-        const std::lock_guard<std::mutex> lock(mutex);
-        error = std::current_exception();
-      }
-    }
-  };
   const double useful = units * work / work_per_thread + 1;
   int64_t threads = useful < 2 ? 1 : thread_count();
   threads = threads < useful ? threads : static_cast<int64_t>(useful);
@@ -54,9 +40,37 @@ void parallel_for(int64_t units, double work, const Body& body) {
     for (int64_t i = 0; i < units; ++i) body(i);
     return;
   }
-  Loop loop{body, units};
+
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  struct Loop {
+    const Body& body;
+    std::vector<Range> ranges;
+    std::exception_ptr error{};
+    std::mutex mutex{};
+
+    void run(size_t thread) {
+      try {
+        for (size_t i = 0; i < ranges.size(); ++i) {
+          Range& range = ranges[(thread + i) % ranges.size()];
+          for (int64_t unit; (unit = range.next++) < range.end;) body(unit);
+        }
+      } catch (...) {
+        for (Range& range : ranges) range.next = range.end;
+        const std::lock_guard<std::mutex> lock(mutex);
+        error = std::current_exception();
+      }
+    }
+  };
+  Loop loop{body, std::vector<Range>(threads)};
+  for (int64_t i = 0; i < threads; ++i) {
+    loop.ranges[i].next = units / threads * i + std::min(i, units % threads);
+    loop.ranges[i].end = units / threads * (i + 1) + std::min(i + 1, units % threads);
+  }
   const auto run = [](int64_t begin, int64_t end, void* loop) {
-    for (int64_t i = begin; i < end; ++i) static_cast<Loop*>(loop)->run();
+    for (int64_t i = begin; i < end; ++i) static_cast<Loop*>(loop)->run(i);
   };
   if (torch_parallel_for(0, threads, 1, run, &loop) != 0)
     throw std::runtime_error("torchconv: torch's parallel loop failed");

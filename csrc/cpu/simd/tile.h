@@ -91,8 +91,8 @@ template <class S>
 bool streams(const Correlation& conv, const S* y, int64_t channels) {
   constexpr double most_cached = 8 << 20;
   const auto is_whole = [](int64_t elements) { return elements * int64_t(sizeof(S)) % 64 == 0; };
-  return conv.y.c == 1 && reinterpret_cast<uintptr_t>(y) % 64 == 0 && is_whole(channels) &&
-         is_whole(conv.y.n) && is_whole(conv.y.h) && is_whole(conv.y.w) &&
+  return conv.y.c == 1 && reinterpret_cast<uintptr_t>(y) % 64 == 0 && is_whole(channels) && is_whole(conv.y.n) &&
+         is_whole(conv.y.h) && is_whole(conv.y.w) &&
          double(conv.N) * conv.K * conv.rows.out * conv.cols.out * sizeof(S) * conv.phases > most_cached;
 }
 

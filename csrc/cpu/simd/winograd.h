@@ -133,9 +133,6 @@ void transform_tiles(const Correlation& conv, const Tiles& tiles, int64_t c, int
       for (int64_t col = 0; col < tiles.cols; ++col, to += stack.pitch)
         for (int64_t lane = 0; lane < channels; lane += L) {
           const T* corner = copy + col * 4 * width + lane;
-          const T* next = to + (lane + L < channels ? lane + L : stack.pitch);
-          unroll<planes>([&](auto plane)
-                             __attribute__((always_inline)) { __builtin_prefetch(next + plane * stack.plane, 1); });
           transform_2d<T, in, 6>(
               [&](auto i, auto j)
                   __attribute__((always_inline)) { return load(corner + i * patch.row_pitch() + j * width); },

@@ -63,10 +63,13 @@ struct Transformed {
     v = scratch.take<T>(v_stack.size()), d = scratch.take<T>(d_stack.size());
   }
 
+  // For so many tiles, at most as many as at first.
+  void resize(int64_t tiles) { v_stack = Stack(tiles, v_stack.pitch), d_stack = Stack(tiles, d_stack.pitch); }
+
   // Input channels [c, c + channels) and output channels [k, k + filters) of the whole tensors.
   void make(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, int64_t k, int64_t filters,
             const S* x, const S* y) {
-    v_stack = Stack(tiles.count(), v_stack.pitch), d_stack = Stack(tiles.count(), d_stack.pitch);
+    resize(tiles.count());
     // Tile rows x slabs of channels, of x first and then of y.
     const int64_t rows = tiles.images * tiles.rows, v_slabs = (channels - 1) / slab_channels + 1,
                   slabs = v_slabs + (filters - 1) / slab_channels + 1;
@@ -179,47 +182,86 @@ void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S*
   });
 }
 
-constexpr int64_t shared_d = 4 << 20;           // V, and D, of a chunk, in bytes
-constexpr int64_t all_m = 14 << 20;             // M of the output channels that are done at a time
-constexpr int64_t together = 5 * most_rows<2>;  // output channels of a unit
+// Many tiles: units are blocks of M x groups of tiles. A unit transforms the tiles of its group, some at a time, and
+// adds their products to an M of its own: no thread reads or writes what another one is working on. In the end the M
+// of all groups are added up in order.
+struct Groups {
+  static constexpr int64_t transformed_bytes = 896 << 10;  // V and D of the tiles that are done at a time, in L2
+  static constexpr int64_t all_m = 20 << 20;               // M of all groups, in bytes
+  static constexpr int64_t most_channels = 128, most_filters = 64;
+  static constexpr int64_t least_tiles = 196;  // of a group: adding up M is not free
+
+  int64_t channels, filters;  // of a block
+  int64_t count;              // of groups
+  int64_t tiles;              // at a time
+
+  Groups(const Conv& conv, int64_t size) {
+    const auto share = [](int64_t all, int64_t most) {
+      const int64_t parts = (all - 1) / most + 1;
+      return ((all - 1) / parts / 16 + 1) * 16;
+    };
+    const int64_t C = conv.C_per_group(), K = conv.K_per_group();
+    channels = share(C, most_channels), filters = share(K, most_filters);
+    tiles = std::clamp<int64_t>(transformed_bytes / (planes * size * (channels + filters)), 1, chunk_tiles);
+    const double m = double(planes) * size * K * (C + 16), all = double(conv.N) * conv.rows.out * conv.cols.out / 16;
+    count = std::max(1.0, std::min({all_m / m, all / least_tiles, double(Cut(conv, tiles).count())}));
+  }
+};
+
+template <class S>
+void grad_weight_by_groups(const Conv& conv, int64_t group, const S* x, const S* y, S* w) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const auto padded = [](int64_t lanes) { return (lanes - 1) / L * L + L; };
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), pitch = padded(C);
+  const Correlation problem = forward_correlation(conv);
+  const Groups groups(conv, sizeof(T));
+  const Cut cut(conv, groups.tiles);
+  const int64_t c_blocks = (C - 1) / groups.channels + 1, k_blocks = (K - 1) / groups.filters + 1;
+  const int64_t filter_pitch = planes * pitch;  // m[group][filter][plane][channel]
+  Scratch scratch;
+  T* all_m = groups.count > 1 ? scratch.take<T>(groups.count * K * filter_pitch) : nullptr;
+  const double work = double(planes) * cut.count() / groups.count * groups.tiles * groups.filters * groups.channels;
+  parallel_for(groups.count * c_blocks * k_blocks, work, [&](int64_t unit) {
+    const FlushSubnormals flush;
+    const int64_t g = unit / (c_blocks * k_blocks);
+    const int64_t c = unit % c_blocks * groups.channels, channels = std::min(groups.channels, C - c),
+                  k = unit / c_blocks % k_blocks * groups.filters, filters = std::min(groups.filters, K - k);
+    Scratch scratch;
+    const int64_t m_pitch = all_m ? filter_pitch : planes * padded(channels),
+                  m_plane = all_m ? pitch : padded(channels);
+    T* m = all_m ? all_m + (g * K + k) * filter_pitch + c : scratch.take<T>(filters * m_pitch);
+    Transformed<S> transformed(groups.tiles, padded(channels), padded(filters), scratch);
+    const int64_t begin = cut.count() * g / groups.count, end = cut.count() * (g + 1) / groups.count;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const Tiles tiles = cut[chunk];
+      transformed.resize(tiles.count());
+      make_v(problem, tiles, group * C + c, channels, x, transformed.v, transformed.v_stack);
+      make_d(conv, tiles, group * K + k, filters, y, transformed.d, transformed.d_stack);
+      for (int64_t plane = 0; plane < planes; ++plane)
+        transformed.multiply(plane, 0, tiles.count(), 0, filters, 0, channels, chunk > begin, m + plane * m_plane,
+                             m_pitch);
+    }
+    if (all_m) return;
+    for (int64_t f = 0; f < filters; ++f) write_taps(conv, m + f * m_pitch, m_plane, group * K + k + f, c, channels, w);
+  });
+  if (!all_m) return;
+  parallel_for(K, double(groups.count) * filter_pitch, [&](int64_t k) {
+    const FlushSubnormals flush;
+    T* m = all_m + k * filter_pitch;
+    for (int64_t g = 1; g < groups.count; ++g)
+      for (int64_t i = 0; i < filter_pitch; i += L) store(m + i, load(m + i) + load(m + g * K * filter_pitch + i));
+    write_taps(conv, m, pitch, group * K + k, 0, C, w);
+  });
+}
 
 template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-  using T = Sum<S>;
-  constexpr int L = lanes<S>;
-  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), c_pitch = (C + L - 1) / L * L;
-  const Correlation problem = forward_correlation(conv);
-  // M of `slice` output channels, a multiple of those of a unit if possible.
-  const int64_t most = all_m / int64_t(sizeof(T)) / planes / c_pitch;
-  const int64_t slice = K <= most ? K : most >= together ? most / together * together : std::max<int64_t>(1, most);
   for (int64_t group = 0; group < conv.groups; ++group) {
     if (few_tiles<S>(conv)) {
       grad_weight_by_blocks(conv, group, x, y, w);
-      continue;
-    }
-    for (int64_t k = 0; k < K; k += slice) {
-      const int64_t filters = std::min(slice, K - k), d_pitch = (filters + L - 1) / L * L;
-      Scratch scratch;
-      const Cut cut(conv, std::clamp<int64_t>(shared_d / int64_t(sizeof(T)) / planes / std::max(c_pitch, d_pitch), 1,
-                                              chunk_tiles));
-      T* m = scratch.take<T>(planes * filters * c_pitch);
-      Transformed<S> transformed(cut.images * cut.rows * cut.cols, c_pitch, d_pitch, scratch);
-      for (int64_t chunk = 0; chunk < cut.count(); ++chunk) {
-        const Tiles tiles = cut[chunk];
-        transformed.make(problem, tiles, group * C, C, group * K + k, filters, x, y);
-        const int64_t units = (filters - 1) / together + 1;
-        parallel_for(planes * units, double(tiles.count()) * together * C, [&](int64_t unit) {
-          const FlushSubnormals flush;
-          const int64_t plane = unit / units, f = filters * (unit % units) / units,
-                        f_end = filters * (unit % units + 1) / units;
-          transformed.multiply(plane, 0, tiles.count(), f, f_end, 0, C, chunk > 0, m + (plane * filters + f) * c_pitch,
-                               c_pitch);
-        });
-      }
-      parallel_for(filters, double(planes) * C * 4, [&](int64_t f) {
-        const FlushSubnormals flush;
-        write_taps(conv, m + f * c_pitch, filters * c_pitch, group * K + k + f, 0, C, w);
-      });
+    } else {
+      grad_weight_by_groups(conv, group, x, y, w);
     }
   }
 }
