@@ -71,7 +71,9 @@ def main() -> None:
                 f"{result.best(side):9.3f} {throughput(result, side) / throughput(first, side):6.2f}"
                 for side in ("torch", "ours")
             )
-            print(f"{layer.label:31} {op:11} {batch:5} {threads:7} {busy:4} | {columns} | {result.ratio:.2f}", flush=True)
+            print(
+                f"{layer.label:31} {op:11} {batch:5} {threads:7} {busy:4} | {columns} | {result.ratio:.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

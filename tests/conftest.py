@@ -31,7 +31,11 @@ def exact_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from forced(request.param)
 
 
-@pytest.fixture(params=[row for row in ROWS if row.split(".")[1] in (ROWS[0].split(".")[1], "reference")])
+#: The widest instruction set, and the one that adds bfloat16 products to it, if this machine has those.
+NATIVE = next(row for row in ROWS if "winograd" in row).split(".")[1]
+
+
+@pytest.fixture(params=[row for row in ROWS if row.split(".")[1] in (NATIVE, f"{NATIVE}_bf16", "reference")])
 def native_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Those for the widest instruction set only, and the reference: for tests that take long."""
     yield from forced(request.param)

@@ -8,27 +8,32 @@ import torchconv
 
 OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
 KERNELS = ["gemm", "planes", "slab", "winograd"]
-SETS = sorted({row.name.split(".")[1] for row in torchconv.implementations() if row.available} - {"reference"})
+SETS = sorted(
+    {row.name.split(".")[1] for row in torchconv.implementations() if "winograd" in row.name and row.available}
+)
+PAIRS = "cpu.avx512_bf16.gemm"
 
 #: Where there is nothing to convolve, the reference fills in the zeros.
 NOT_EMPTY = [case.name for case in CASES if 0 not in case.x]
 PLAIN_3X3 = ["3x3", "3x3_valid", "depthwise"]
 
 
-def operands(case: Case, op: str, fill=normals):
-    x, w, y = fill(case.x).float(), fill(case.w).float(), fill(case.y).float()
+def operands(case: Case, op: str, fill=normals, dtype=torch.float32):
+    x, w, y = (fill(size).to(dtype) for size in (case.x, case.w, case.y))
     if op == "conv2d":
         return x, w
     return (y, w, case.x[2:]) if op == "conv2d_grad_input" else (x, y, case.w[2:])
 
 
-def chosen(case: Case, op: str, names: str | None = None, layout: str = "contiguous") -> str:
-    a, b, *rest = operands(case, op)
+def chosen(
+    case: Case, op: str, names: str | None = None, layout: str = "contiguous", dtype: torch.dtype = torch.float32
+) -> str:
+    a, b, *rest = operands(case, op, dtype=dtype)
     return torchconv.chosen(op, arrange(a, layout), arrange(b, layout), *rest, *case.geometry, names)
 
 
-def cases_of(row: str, op: str) -> list[str]:
-    return [case.name for case in CASES if chosen(case, op, f"{row},cpu.reference") == row]
+def cases_of(row: str, op: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    return [case.name for case in CASES if chosen(case, op, f"{row},cpu.reference", dtype=dtype) == row]
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -41,7 +46,7 @@ def test_what_each_kernel_does(isa, op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_choice(op):
-    best = torchconv.implementations()[0].name.split(".")[1] if torchconv.implementations()[0].available else SETS[-1]
+    best = next(row.name.split(".")[1] for row in torchconv.implementations() if row.name.split(".")[1] in SETS)
     wide = Case("wide", (2, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1, 1, 1))
     depthwise = Case("depthwise", (2, 64, 14, 14), (64, 1, 3, 3), padding=(1, 1, 1, 1), groups=64)
     pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
@@ -51,6 +56,19 @@ def test_the_choice(op):
     assert chosen(pointwise, op, layout="channels_last") == f"cpu.{best}.gemm"
     few_channels = Case("few_channels", (2, 1, 28, 28), (6, 1, 5, 5))
     assert chosen(few_channels, op) == f"cpu.{best}.planes"
+
+
+@pytest.mark.skipif(not any(row.name == PAIRS and row.available for row in torchconv.implementations()), reason=PAIRS)
+@pytest.mark.parametrize("op", OPS)
+def test_pairs(op):
+    """Products of pairs of bfloat16: of nothing else, and not where another kernel saves more."""
+    assert cases_of(PAIRS, op, torch.bfloat16) == NOT_EMPTY
+    assert not any(cases_of(PAIRS, op, dtype) for dtype in (torch.float64, torch.float32, torch.float16))
+    pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
+    wide = Case("wide", (2, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1, 1, 1))
+    assert chosen(pointwise, op, dtype=torch.bfloat16) == PAIRS
+    assert chosen(wide, op, dtype=torch.bfloat16) == "cpu.avx512.winograd"
+    assert chosen(wide, op, "!winograd", dtype=torch.bfloat16) == PAIRS
 
 
 def test_the_choice_does_not_depend_on_the_batch():

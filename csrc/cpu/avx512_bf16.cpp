@@ -1,4 +1,5 @@
-// The product of pairs of bfloat16 for AVX512_BF16: gemm alone, in this instruction set's namespace and target region.
+// The kernels for bfloat16 where AVX512_BF16 is: simd/ once more, in this instruction set's namespace and target
+// region.
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -23,6 +24,8 @@ namespace torchconv::cpu::avx512_bf16 {
 
 #include "simd/avx512.h"
 
+#include "simd/avx512_bf16.h"
+
 #include "simd/tile.h"
 
 #include "simd/pairs.h"
@@ -39,9 +42,21 @@ namespace torchconv::cpu::avx512_bf16 {
 
 #include "simd/gemm_weight.h"
 
+#include "simd/winograd.h"
+
+#include "simd/winograd_weight.h"
+
+#include "simd/taps.h"
+
+#include "simd/slab.h"
+
+#include "simd/depthwise.h"
+
 #include "simd/peak.h"
 
 #include "simd/columns.h"
+
+#include "simd/kernels.h"
 
 #include "simd/pair_rows.h"
 }  // namespace torchconv::cpu::avx512_bf16

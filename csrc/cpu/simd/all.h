@@ -29,4 +29,6 @@
 
 #include "columns.h"
 
+#include "kernels.h"
+
 #include "rows.h"

@@ -68,26 +68,3 @@ Implementation row(const std::string& name, bool (*available)()) {
   using F = Columns<Kernel, Types...>;
   return {kept.c_str(), available, F::supports, Kernel::suits, F::forward, F::grad_input, F::grad_weight};
 }
-
-// gemm, whose elements are E<S>: numbers or pairs.
-template <template <class S> class E>
-struct Gemm {
-  template <class S>
-  static bool fits(const Parts& parts) {
-    return all_of(parts, [](const Correlation& conv) { return gemm::plan<E<S>, S>(conv).possible; });
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return gemm::weight_plan<E<S>, S>(conv).possible;
-  }
-  static bool suits(const Conv&, Op) { return true; }
-
-  template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    for (const Part& part : parts) gemm::correlate<E<S>>(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
-  }
-  template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    gemm::grad_weight<E<S>>(conv, x, y, w);
-  }
-};

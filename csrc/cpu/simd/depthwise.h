@@ -6,8 +6,8 @@ namespace slab {
 // Whether pixels of x are whole vectors, one for each vector of y.
 template <class S>
 bool in_place(const Conv& conv) {
-  return std::is_same_v<S, Sum<S>> && conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 &&
-         conv.y.c == 1 && conv.C % lanes<S> == 0 && (conv.cols.kernel > 1 || conv.cols.stride == 1);
+  return reads_fast<S> && conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 && conv.y.c == 1 &&
+         conv.C % lanes<S> == 0 && (conv.cols.kernel > 1 || conv.cols.stride == 1);
 }
 
 // The rows of taps [first, end) that exist for a window that begins at `position`.
@@ -24,7 +24,7 @@ bool can_correlate_in_place(const Parts& parts) {
   for (const Part& part : parts) {
     const Axis& cols = part.conv.cols;
     if (!in_place<S>(part.conv) || (cols.kernel > 1 && cols.dilation > 1) ||
-        !tile_functions<Sum<S>>(std::max<int64_t>(1, cols.kernel), cols.stride))
+        !tile_functions<S>(std::max<int64_t>(1, cols.kernel), cols.stride))
       return false;
   }
   return true;
@@ -37,7 +37,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
   const Correlation& conv = parts[0].conv;  // the first one has the most rows
   const Lanes share(conv, L);
   Scratch scratch;
-  std::vector<Taps<S>> all_taps;
+  std::vector<Taps<S, S>> all_taps;
   int64_t taps = 0;
   for (const Part& part : parts) {
     all_taps.emplace_back(part, w, y, share, scratch);
@@ -53,15 +53,15 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
     const FlushSubnormals flush;
     const int64_t n = unit / row_blocks, begin = unit % row_blocks * rows;
     for (int64_t p = begin; p < begin + rows; p += 2)
-      for (const Taps<S>& taps : all_taps) {
+      for (const Taps<S, S>& taps : all_taps) {
         const Correlation& part = taps.conv;
         Scratch scratch;
         int64_t no_offset;
-        TapTile<T> tile = taps.tile(part.x.w, part.x.h, 0, part.cols.stride, &no_offset);
+        TapTile<S> tile = taps.tile(part.x.w, part.x.h, 0, part.cols.stride, &no_offset);
         const int64_t w = part.cols.position(0, 0);
         tile.y_row = part.y.h, tile.y_pixel = part.y.w, tile.count = L, tile.stream = stream;
         tile.left = -w, tile.right = part.cols.in - w;
-        const RowCuts<T> cuts = taps.cut(tile, part.cols.out, scratch);
+        const RowCuts<S> cuts = taps.cut(tile, part.cols.out, scratch);
         const int64_t end = std::min({p + 2, begin + rows, part.rows.out});
         for (int64_t i = p, made; i < end; i += made) {
           made = taps.row_step > 0 && i + 1 < end ? 2 : 1;
@@ -69,8 +69,8 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
           const TapRows exist(part.rows, h);
           tile.top = exist.first, tile.bottom = exist.end;
           tile.ahead = i + 2 < part.rows.out ? 2 * part.rows.stride : 0;
-          const T* from = reinterpret_cast<const T*>(x) + n * part.x.n + h * part.x.h + w * part.x.w;
-          T* to = reinterpret_cast<T*>(taps.y) + n * part.y.n + i * part.y.h;
+          const S* from = x + n * part.x.n + h * part.x.h + w * part.x.w;
+          S* to = taps.y + n * part.y.n + i * part.y.h;
           for (int64_t v = 0; v < share.vectors; ++v) {
             const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
             tile.finish = finish.does_nothing() ? nullptr : &finish;
@@ -86,7 +86,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
 template <class S>
 bool can_sum_in_place(const Conv& conv) {
   return in_place<S>(conv) && (conv.cols.kernel == 1 || conv.cols.dilation == 1) &&
-         sum_functions<Sum<S>>(conv.cols.kernel, conv.cols.stride);
+         sum_functions<S>(conv.cols.kernel, conv.cols.stride);
 }
 
 template <class S>
@@ -99,7 +99,7 @@ void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
   const int64_t per_unit = std::min<int64_t>(share.vectors, 16), sets = (share.vectors - 1) / per_unit + 1;
   const int64_t rows = std::clamp<int64_t>(pixels_at_once / Q, 1, P), row_blocks = (P - 1) / rows + 1;
   const int64_t blocks = conv.N * row_blocks, chunks = weight_chunks<S>(conv, share, sets, blocks);
-  const auto* functions = sum_functions<T>(conv.cols.kernel, conv.cols.stride);
+  const auto* functions = sum_functions<S>(conv.cols.kernel, conv.cols.stride);
   Scratch scratch;
   T* sums = scratch.take<T>(chunks * share.vectors * size);
   parallel_for(sets * chunks, double(conv.N) * P * Q / chunks * (taps + 4) * per_unit * L, [&](int64_t unit) {
@@ -110,7 +110,7 @@ void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
     std::fill_n(total + first * size, (end - first) * size, T(0));
     for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
       const int64_t n = b / row_blocks, begin = b % row_blocks * rows, p_end = std::min(begin + rows, P);
-      TapSums<T> product{};
+      TapSums<S> product{};
       product.pixel = conv.x.w, product.row = conv.rows.dilation * conv.x.h,
       product.x_row = conv.rows.stride * conv.x.h;
       product.left = conv.cols.pad, product.right = conv.cols.in + conv.cols.pad;
@@ -130,8 +130,8 @@ void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
             ++product.rows;
           }
           if (r == r_end) continue;
-          product.x = reinterpret_cast<const T*>(x) + n * conv.x.n + h * conv.x.h - conv.cols.pad * conv.x.w + v * L;
-          product.y = reinterpret_cast<const T*>(y) + n * conv.y.n + p * conv.y.h + v * L;
+          product.x = x + n * conv.x.n + h * conv.x.h - conv.cols.pad * conv.x.w + v * L;
+          product.y = y + n * conv.y.n + p * conv.y.h + v * L;
           sum_rows(functions, product, r, r_end, conv.cols.kernel);
         }
       }

@@ -1,20 +1,41 @@
-// The row of the grid that multiplies pairs.
+// The rows of the grid that AVX512_BF16 makes faster.
 
 template <class S>
 using Paired = Pair;
 
 struct PairGemm : Gemm<Paired> {
-  // Twice as fast as a product of numbers, where its vectors are filled. winograd saves more than that.
+  // Twice as fast as a product of numbers, where its vectors are filled.
   static bool suits(const Conv& conv, Op op) {
-    const auto is_plain = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
-    const bool winograd = is_plain(conv.rows) && is_plain(conv.cols) && conv.groups == 1 && conv.C >= 32 &&
-                          conv.K >= 32 && conv.rows.out >= 4 && conv.cols.out >= 4;
     const int64_t in = op == Op::grad_input ? conv.K_per_group() : conv.C_per_group(),
                   out = op == Op::grad_input ? conv.C_per_group() : conv.K_per_group();
-    return !winograd && in >= 3 && out >= 16 && !(op == Op::grad_weight && conv.N == 1);
+    return in >= 3 && out >= 16 && !(op == Op::grad_weight && conv.N == 1);
+  }
+};
+
+// Depthwise layers whose tensors are read in place.
+struct Depthwise {
+  template <class S>
+  static bool fits(const Parts& parts) {
+    return slab::fits<S>(parts) && slab::can_correlate_in_place<S>(parts);
+  }
+  template <class S>
+  static bool fits_weight(const Conv& conv) {
+    return slab::plan<S>(conv).possible && slab::can_sum_in_place<S>(conv);
+  }
+  static bool suits(const Conv&, Op) { return true; }
+
+  template <class S>
+  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+    slab::correlate_in_place(parts, x, w, y, epilogue);
+  }
+  template <class S>
+  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+    slab::grad_weight_in_place(conv, x, y, w);
   }
 };
 
 inline std::vector<Implementation> rows(bool (*available)()) {
-  return {row<PairGemm, BFloat16>("cpu.avx512_bf16.gemm", available)};
+  return {row<Winograd, BFloat16>("cpu.avx512_bf16.winograd", available),
+          row<Depthwise, BFloat16>("cpu.avx512_bf16.slab", available),
+          row<PairGemm, BFloat16>("cpu.avx512_bf16.gemm", available)};
 }

@@ -139,8 +139,9 @@ void read_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* 
   }
 }
 
-// The packed taps of a part of the result, and how they are run through.
-template <class S>
+// The packed taps of a part of the result, and how they are run through. Tiles are read and written as numbers of type
+// X: slabs, or tensors in place.
+template <class S, class X>
 struct Taps {
   using T = Sum<S>;
 
@@ -148,7 +149,7 @@ struct Taps {
   S* y;
   T* packed;     // [vector][row of taps][run][tap][lane]
   int64_t size;  // of one vector's
-  const TileFunctions<T>* functions;
+  const TileFunctions<X>* functions;
   bool single;       // runs have one tap each
   int64_t runs;      // of taps in a row
   int64_t row_step;  // rows of taps from one row of outputs to the next, if these two are made at a time
@@ -162,28 +163,28 @@ struct Taps {
     parallel_for(share.vectors, double(size),
                  [&](int64_t v) { read_taps(conv, share, v, w + part.w_offset, packed + v * size); });
     const bool joined = cols.kernel <= 1 || cols.dilation == 1;
-    functions = tile_functions<T>(joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride);
+    functions = tile_functions<X>(joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride);
     single = !functions;
-    if (single) functions = tile_table<T, 1, 0>();
+    if (single) functions = tile_table<X, 1, 0>();
     runs = single ? share.c * cols.kernel : share.c;
     row_step = rows.stride % rows.dilation == 0 ? rows.stride / rows.dilation : 0;
     if (row_step >= rows.kernel) row_step = 0;
   }
 
   // A tile of this part over pixels that are `pixel`, `row` and `channel` apart. Writes to `offset`.
-  TapTile<T> tile(int64_t pixel, int64_t row, int64_t channel, int64_t step, int64_t* offset) const {
+  TapTile<X> tile(int64_t pixel, int64_t row, int64_t channel, int64_t step, int64_t* offset) const {
     for (int64_t i = 0; i < runs; ++i)
       offset[i] =
           single ? i / conv.cols.kernel * channel + i % conv.cols.kernel * conv.cols.dilation * pixel : i * channel;
-    TapTile<T> tile{};
+    TapTile<X> tile{};
     tile.pixel = pixel, tile.row = row * conv.rows.dilation, tile.step = step;
     tile.kernel_rows = conv.cols.kernel > 0 ? conv.rows.kernel : 0, tile.row_step = row_step;
     tile.offset = offset, tile.runs = runs;
     return tile;
   }
 
-  RowCuts<T> cut(const TapTile<T>& tile, int64_t cols, Scratch& scratch) const {
-    return RowCuts<T>(functions, single ? 1 : std::max<int64_t>(1, conv.cols.kernel), tile, cols, scratch);
+  RowCuts<X> cut(const TapTile<X>& tile, int64_t cols, Scratch& scratch) const {
+    return RowCuts<X>(functions, single ? 1 : std::max<int64_t>(1, conv.cols.kernel), tile, cols, scratch);
   }
 };
 
@@ -237,7 +238,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
   const Plan plan = slab::plan<S>(conv);
   const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks;
   Scratch scratch;
-  std::vector<Taps<S>> all_taps;
+  std::vector<Taps<S, T>> all_taps;
   int64_t taps = 0, runs = 0;
   for (const Part& part : parts) {
     all_taps.emplace_back(part, w, y, share, scratch);
@@ -268,7 +269,7 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
       const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
       const Finish<T> finish{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
       slabs.read(v, x);
-      for (const Taps<S>& taps : all_taps) {
+      for (const Taps<S, T>& taps : all_taps) {
         const Correlation& part = taps.conv;
         const int64_t rows = std::min(block.p_end, part.rows.out) - block.p,
                       cols = std::min(block.q_end, part.cols.out) - block.q;
@@ -343,7 +344,7 @@ template <class T>
 void sum_rows(const SumTaps<T>* functions, TapSums<T> product, int64_t r, int64_t r_end, int64_t taps) {
   const int64_t most = most_tap_rows(taps), sets = (r_end - r - 1) / most + 1, count = r_end - r;
   const T* x = product.x;
-  T* sums = product.sums;
+  auto* sums = product.sums;
   for (int64_t set = 0; set < sets; ++set) {
     const int64_t first = r + count * set / sets, rows = r + count * (set + 1) / sets - first;
     product.x = x + first * product.row, product.sums = sums + first * product.pitch;

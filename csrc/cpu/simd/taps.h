@@ -1,5 +1,5 @@
-// The inner loops of slab: products of pixels and taps, lane by lane. A pixel is one vector. Each is loaded once for
-// all the taps of a row, and for two rows of outputs.
+// The inner loops of slab: products of pixels and taps, lane by lane. A pixel is one vector, of numbers of type S. Each
+// is loaded once for all the taps of a row, and for two rows of outputs.
 
 // Numbers of neighbouring outputs that are made at a time.
 using TileWidths =
@@ -7,9 +7,9 @@ using TileWidths =
 constexpr int most_pixels = registers > 16 ? 7 : 4;
 
 // A tile of one or two rows of outputs.
-template <class T>
+template <class S>
 struct TapTile {
-  const T* x;             // under the first tap of the first output
+  const S* x;             // under the first tap of the first output
   int64_t pixel, row;     // steps in x: to the next pixel, and to the next row of taps
   int64_t left, right;    // the pixels of a row that exist, counted from x; the others are zero
   int64_t top, bottom;    // the rows of taps that exist, of the first row of outputs
@@ -17,36 +17,38 @@ struct TapTile {
   int64_t row_step;       // rows of taps from the first row of outputs to the second
   const int64_t* offset;  // in x, of the runs of taps that belong to one row of taps
   int64_t runs;
-  const T* w;  // [row of taps][run][tap][lane]
-  T* y;
+  const Sum<S>* w;  // [row of taps][run][tap][lane]
+  S* y;
   int64_t y_pixel, y_row;  // steps in y
   int count;               // lanes to be stored
   bool stream;             // past the caches
-  const Finish<T>* finish;
+  const Finish<Sum<S>>* finish;
   int64_t step;   // from one output to the next, in pixels of x, where `step` below is 0
   int64_t ahead;  // rows of x behind those of this tile that are fetched meanwhile
 };
 
 // Runs of `taps` neighbouring taps, and `step` pixels of x from one output to the next, are known when the function is
 // compiled. Otherwise both are 1 and 0, and all pixels exist.
-template <class T, int rows, int MR, int taps, int step>
-void correlate_tile(const TapTile<T>& tile) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes, pixels = step > 0 ? (MR - 1) * step + taps : MR;
+template <class S, int rows, int MR, int taps, int step>
+void correlate_tile(const TapTile<S>& tile) {
+  using T = Sum<S>;
+  using V = Vector<S>;
+  constexpr int L = lanes<S>, pixels = step > 0 ? (MR - 1) * step + taps : MR;
   V sum[rows][MR] = {};
   for (int64_t i = 0; i < tile.ahead; ++i) {
-    const T* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
+    const S* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
     unroll<pixels>([&](auto j) __attribute__((always_inline)) {
       if constexpr (j < MR * (step > 0 ? step : 1)) __builtin_prefetch(at + j * tile.pixel, 0, 2);
     });
   }
-  [[maybe_unused]] static constexpr T zero[L] = {};
+  [[maybe_unused]] static const std::array<S, L> zeros{};
+  [[maybe_unused]] const S* zero = zeros.data();
   const int64_t distance = step > 0 ? tile.pixel : tile.step * tile.pixel;
   const auto row = [&](int64_t i, auto first, auto second, auto inside) __attribute__((always_inline)) {
     const T* w = tile.w + i * tile.runs * taps * L;
     const T* w_second = w - tile.row_step * tile.runs * taps * L;
     for (int64_t run = 0; run < tile.runs; ++run, w += taps * L, w_second += taps * L) {
-      const T* at = tile.x + i * tile.row + tile.offset[run];
+      const S* at = tile.x + i * tile.row + tile.offset[run];
       V tap[rows][taps];
       unroll<taps>([&](auto t) __attribute__((always_inline)) {
         if constexpr (first) tap[0][t] = load(w + t * L);
@@ -89,71 +91,71 @@ void correlate_tile(const TapTile<T>& tile) {
                      __attribute__((always_inline)) { body(tile.y + r * tile.y_row + m * tile.y_pixel, sum[r][m]); });
     });
   };
-  if (tile.finish) each([&](T*, V& value) __attribute__((always_inline)) { value = (*tile.finish)(value, 0); });
+  if (tile.finish) each([&](S*, V& value) __attribute__((always_inline)) { value = (*tile.finish)(value, 0); });
   if (tile.stream) {
-    each([&](T* y, V value) __attribute__((always_inline)) { stream(y, value); });
+    each([&](S* y, V value) __attribute__((always_inline)) { stream(y, value); });
   } else if (tile.count == L) {
-    each([&](T* y, V value) __attribute__((always_inline)) { store(y, value); });
+    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value); });
   } else {
-    each([&](T* y, V value) __attribute__((always_inline)) { store(y, value, tile.count); });
+    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value, tile.count); });
   }
 }
 
-template <class T>
-using CorrelateTile = void (*)(const TapTile<T>&);
+template <class S>
+using CorrelateTile = void (*)(const TapTile<S>&);
 
 // correlate_tile for one row of outputs and for two.
-template <class T>
+template <class S>
 struct TileFunctions {
   int width;
-  CorrelateTile<T> one, two;
+  CorrelateTile<S> one, two;
 };
 
-template <class T, int taps, int step, int... m>
-const TileFunctions<T>* tile_table(std::integer_sequence<int, m...>) {
-  static constexpr TileFunctions<T> table[] = {
-      {m, correlate_tile<T, 1, m, taps, step>, correlate_tile<T, 2, m, taps, step>}...};
+template <class S, int taps, int step, int... m>
+const TileFunctions<S>* tile_table(std::integer_sequence<int, m...>) {
+  static constexpr TileFunctions<S> table[] = {
+      {m, correlate_tile<S, 1, m, taps, step>, correlate_tile<S, 2, m, taps, step>}...};
   return table;
 }
 
 // From the widest down to those of one output.
-template <class T, int taps, int step>
-const TileFunctions<T>* tile_table() {
-  return tile_table<T, taps, step>(TileWidths());
+template <class S, int taps, int step>
+const TileFunctions<S>* tile_table() {
+  return tile_table<S, taps, step>(TileWidths());
 }
 
 // Those for runs of `taps` taps, or null if there are none.
-template <class T>
-const TileFunctions<T>* tile_functions(int64_t taps, int64_t step) {
-  if constexpr (std::is_same_v<T, float>) {  // double would take as long to compile again
-    if (taps == 1 && step == 1) return tile_table<T, 1, 1>();
-    if (taps == 2 && step == 1) return tile_table<T, 2, 1>();
-    if (taps == 3 && step == 1) return tile_table<T, 3, 1>();
-    if (taps == 4 && step == 1) return tile_table<T, 4, 1>();
-    if (taps == 5 && step == 1) return tile_table<T, 5, 1>();
-    if (taps == 7 && step == 1) return tile_table<T, 7, 1>();
-    if (taps == 3 && step == 2) return tile_table<T, 3, 2>();
-    if (taps == 5 && step == 2) return tile_table<T, 5, 2>();
+template <class S>
+const TileFunctions<S>* tile_functions(int64_t taps, int64_t step) {
+  if constexpr (!std::is_same_v<S, double>) {  // which would take as long to compile again
+    if (taps == 1 && step == 1) return tile_table<S, 1, 1>();
+    if (taps == 2 && step == 1) return tile_table<S, 2, 1>();
+    if (taps == 3 && step == 1) return tile_table<S, 3, 1>();
+    if (taps == 4 && step == 1) return tile_table<S, 4, 1>();
+    if (taps == 5 && step == 1) return tile_table<S, 5, 1>();
+    if (taps == 7 && step == 1) return tile_table<S, 7, 1>();
+    if (taps == 3 && step == 2) return tile_table<S, 3, 2>();
+    if (taps == 5 && step == 2) return tile_table<S, 5, 2>();
   }
   return nullptr;
 }
 
 // How a row of outputs is cut into tiles.
-template <class T>
+template <class S>
 struct RowCuts {
   struct Cut {
     int64_t x, y;  // steps of the first output, from that of the row
     int64_t left, right;
-    CorrelateTile<T> one, two;
+    CorrelateTile<S> one, two;
   };
   Cut* cuts;
   int64_t count = 0;
 
   // Of `cols` outputs. `tile` describes the first one.
-  RowCuts(const TileFunctions<T>* functions, int64_t taps, const TapTile<T>& tile, int64_t cols, Scratch& scratch)
+  RowCuts(const TileFunctions<S>* functions, int64_t taps, const TapTile<S>& tile, int64_t cols, Scratch& scratch)
       : cuts(scratch.take<Cut>(cols)) {
     for (int64_t q = 0; q < cols;) {
-      const TileFunctions<T>* choice = functions;
+      const TileFunctions<S>* choice = functions;
       // Windows that lie beside the input are made one by one.
       const auto fits = [&] {
         return choice->width == 1 || (choice->width <= cols - q && q * tile.step + taps > tile.left &&
@@ -168,38 +170,38 @@ struct RowCuts {
 };
 
 // Makes one tile. x and y are those of the first output of its row.
-template <class T>
-INLINE void correlate_cut(const typename RowCuts<T>::Cut& cut, int rows, TapTile<T>& tile, const T* x, T* y) {
+template <class S>
+INLINE void correlate_cut(const typename RowCuts<S>::Cut& cut, int rows, TapTile<S>& tile, const S* x, S* y) {
   tile.x = x + cut.x, tile.y = y + cut.y, tile.left = cut.left, tile.right = cut.right;
   (rows == 2 ? cut.two : cut.one)(tile);
 }
 
 // The gradient of taps, from rows of output gradients.
-template <class T>
+template <class S>
 struct TapSums {
-  const T* x;           // under the first of these taps, and the first gradient
+  const S* x;           // under the first of these taps, and the first gradient
   int64_t pixel, row;   // steps in x: to the next pixel, and to the next row of taps
   int64_t left, right;  // the pixels of a row that exist, counted from x; the others are zero
   int64_t x_row;        // step in x from one row of gradients to the next
-  const T* y;
+  const S* y;
   int64_t y_pixel, y_row;  // steps in y
   int64_t rows, cols;      // of gradients
-  T* sums;                 // [row of taps, `pitch` apart][tap][lane]
+  Sum<S>* sums;            // [row of taps, `pitch` apart][tap][lane]
   int64_t pitch;
 };
 
 // Adds the products of `taps` neighbouring taps in each of `tap_rows` rows.
-template <class T, int tap_rows, int taps, int step>
-void sum_taps(const TapSums<T>& product) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
+template <class S, int tap_rows, int taps, int step>
+void sum_taps(const TapSums<S>& product) {
+  using V = Vector<S>;
+  constexpr int L = lanes<S>;
   V sum[tap_rows][taps] = {};  // added to the sums at the end, so that both stay short
-  const auto add = [&](const T* x, const T* y, int64_t q, auto MQ, auto inside) __attribute__((always_inline)) {
+  const auto add = [&](const S* x, const S* y, int64_t q, auto MQ, auto inside) __attribute__((always_inline)) {
     constexpr int pixels = (MQ - 1) * step + taps;
     V gradient[MQ];
     unroll<MQ>([&](auto m) __attribute__((always_inline)) { gradient[m] = load(y + m * product.y_pixel); });
     unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
-      const T* at = x + r * product.row;
+      const S* at = x + r * product.row;
       unroll<pixels>([&](auto j) __attribute__((always_inline)) {
         const int64_t w = q * step + j;
         const V pixel = inside || (w >= product.left && w < product.right) ? load(at) : V{};
@@ -215,11 +217,11 @@ void sum_taps(const TapSums<T>& product) {
   const std::integral_constant<int, most_pixels> many;
   const std::integral_constant<int, 1> one;
   for (int64_t p = 0; p < product.rows; ++p) {
-    const T *x = product.x + p * product.x_row, *y = product.y + p * product.y_row;
+    const S *x = product.x + p * product.x_row, *y = product.y + p * product.y_row;
     int64_t q = 0;
     const auto go = [&](auto count) __attribute__((always_inline)) {
       for (; q + count <= product.cols; q += count) {
-        const T *at = x + q * step * product.pixel, *from = y + q * product.y_pixel;
+        const S *at = x + q * step * product.pixel, *from = y + q * product.y_pixel;
         if (q * step >= product.left && (q + count - 1) * step + taps <= product.right) {
           add(at, from, q, count, std::true_type());
         } else {
@@ -232,39 +234,39 @@ void sum_taps(const TapSums<T>& product) {
   }
   unroll<tap_rows>([&](auto r) __attribute__((always_inline)) {
     unroll<taps>([&](auto t) __attribute__((always_inline)) {
-      T* at = product.sums + r * product.pitch + t * L;
+      Sum<S>* at = product.sums + r * product.pitch + t * L;
       store(at, load(at) + sum[r][t]);
     });
   });
 }
 
-template <class T>
-using SumTaps = void (*)(const TapSums<T>&);
+template <class S>
+using SumTaps = void (*)(const TapSums<S>&);
 
 // At most so many rows of taps at a time.
 constexpr int most_tap_rows(int taps) { return std::max(1, std::min(3, (registers - most_pixels - 1) / taps)); }
 
-template <class T, int taps, int step, int... r>
-const SumTaps<T>* sums_table(std::integer_sequence<int, r...>) {
-  static constexpr SumTaps<T> table[] = {sum_taps<T, r + 1, taps, step>...};
+template <class S, int taps, int step, int... r>
+const SumTaps<S>* sums_table(std::integer_sequence<int, r...>) {
+  static constexpr SumTaps<S> table[] = {sum_taps<S, r + 1, taps, step>...};
   return table;
 }
 
-template <class T, int taps, int step>
-const SumTaps<T>* sums_table() {
-  return sums_table<T, taps, step>(std::make_integer_sequence<int, most_tap_rows(taps)>());
+template <class S, int taps, int step>
+const SumTaps<S>* sums_table() {
+  return sums_table<S, taps, step>(std::make_integer_sequence<int, most_tap_rows(taps)>());
 }
 
 // sum_taps for `taps` neighbouring taps, by the number of their rows less one; null if there is none.
-template <class T>
-const SumTaps<T>* sum_functions(int64_t taps, int64_t step) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (taps == 1 && step == 1) return sums_table<T, 1, 1>();
-    if (taps == 3 && step == 1) return sums_table<T, 3, 1>();
-    if (taps == 5 && step == 1) return sums_table<T, 5, 1>();
-    if (taps == 7 && step == 1) return sums_table<T, 7, 1>();
-    if (taps == 3 && step == 2) return sums_table<T, 3, 2>();
-    if (taps == 5 && step == 2) return sums_table<T, 5, 2>();
+template <class S>
+const SumTaps<S>* sum_functions(int64_t taps, int64_t step) {
+  if constexpr (!std::is_same_v<S, double>) {
+    if (taps == 1 && step == 1) return sums_table<S, 1, 1>();
+    if (taps == 3 && step == 1) return sums_table<S, 3, 1>();
+    if (taps == 5 && step == 1) return sums_table<S, 5, 1>();
+    if (taps == 7 && step == 1) return sums_table<S, 7, 1>();
+    if (taps == 3 && step == 2) return sums_table<S, 3, 2>();
+    if (taps == 5 && step == 2) return sums_table<S, 5, 2>();
   }
   return nullptr;
 }

@@ -13,6 +13,11 @@ struct Simd;
 template <class S>
 using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+// Whether tensors of S are read in place, and not by way of a copy that is converted once. An instruction set may add
+// to these.
+template <class S>
+constexpr bool reads_fast = std::is_same_v<S, Sum<S>>;
+
 // Two bfloat16 numbers that are multiplied and added up together (pairs.h).
 struct Pair {
   uint32_t bits;

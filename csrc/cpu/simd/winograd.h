@@ -175,7 +175,8 @@ void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64
 template <class T, class Meanwhile>
 void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& u_stack, T* m, const Stack& m_stack,
                      int64_t tiles, int64_t channels, bool add, Meanwhile& meanwhile) {
-  const int64_t no_offset = 0, parts = (tiles - 1) / most_rows<2> + 1;
+  const bool wide = m_stack.pitch > Simd<T>::lanes;
+  const int64_t no_offset = 0, parts = (tiles - 1) / (wide ? most_rows<2> : most_rows<1>)+1;
   Product<T> product{};
   product.offset = &no_offset, product.runs = 1, product.length = channels;
   product.add = add, product.count = m_stack.pitch;
@@ -183,8 +184,8 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
     meanwhile();
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t begin = tiles * part / parts, end = tiles * (part + 1) / parts;
-      const T* a[most_rows<2>];
-      T* c[most_rows<2>];
+      const T* a[most_rows<1>];
+      T* c[most_rows<1>];
       for (int64_t i = begin; i < end; ++i) {
         a[i - begin] = v + plane * v_stack.plane + i * v_stack.pitch;
         c[i - begin] = m + plane * m_stack.plane + i * m_stack.pitch;
@@ -195,7 +196,11 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
       FetchRows<T> fetch;
       if (v_stack.pitch == channels) fetch = {&next, 1, (end - begin) * channels, (channels - 1) / steps_per_fetch + 1};
       product.fetch = &fetch;
-      multiply_rows<T, 2>[end - begin - 1](product);
+      if (wide) {
+        multiply_rows<T, 2>[end - begin - 1](product);
+      } else {
+        multiply_rows<T, 1>[end - begin - 1](product);
+      }
     }
   }
 }
@@ -267,86 +272,133 @@ constexpr int64_t shared_v = 6 << 20;  // V that is read by all units, from L3
 constexpr int64_t most_tiles = 112;    // of M, next to a slab of U, in L2
 constexpr int64_t slab_channels = 64;
 
+// What both ways of a correlation know.
+template <class S>
+struct Problem {
+  using T = Sum<S>;
+
+  const Correlation& conv;
+  int64_t C, K, NR, panels;  // of a group
+  const T* bias;             // [group][panel][lane], or null
+  const Epilogue& epilogue;
+
+  Problem(const Correlation& conv, const Epilogue& epilogue, Scratch& scratch)
+      : conv(conv),
+        C(conv.C_per_group()),
+        K(conv.K_per_group()),
+        NR(K <= lanes<S> ? lanes<S> : 2 * lanes<S>),
+        panels((K - 1) / NR + 1),
+        bias(nullptr),
+        epilogue(epilogue) {
+    if (!epilogue.bias) return;
+    T* copy = scratch.take<T>(conv.groups * panels * NR);
+    for (int64_t k = 0; k < conv.K; ++k)
+      copy[k / K * panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
+    bias = copy;
+  }
+
+  // Multiplications of a tile and a panel.
+  double products() const { return double(planes) * C * NR; }
+
+  int64_t channels(int64_t panel) const { return std::min(NR, K - panel * NR); }
+
+  FetchPixels<S, true> fetch(const Tiles& tiles, int64_t group, int64_t panel, S* y) const {
+    return {outputs(conv, tiles, group * K + panel * NR, y), 0, channels(panel), planes};
+  }
+
+  void write(const Tiles& tiles, const T* m, const Stack& stack, int64_t group, int64_t panel, S* y) const {
+    const Finish<T> finish{bias ? bias + (group * panels + panel) * NR : nullptr, epilogue.activation,
+                           T(epilogue.slope)};
+    write_outputs(conv, tiles, m, stack, group * K + panel * NR, channels(panel), y, finish);
+  }
+};
+
+// Few weights: U is made once, and each unit keeps the V of a few tiles. Groups [begin, end) are done together.
+template <class S>
+void correlate_own_v(const Problem<S>& problem, int64_t begin, int64_t end, const S* x, const S* w, S* y) {
+  using T = Sum<S>;
+  constexpr int L = lanes<S>;
+  const Correlation& conv = problem.conv;
+  const int64_t C = problem.C, NR = problem.NR, panels = problem.panels, groups = end - begin;
+  const Stack u_stack(C, NR);
+  Scratch scratch;
+  T* u = scratch.take<T>(groups * panels * u_stack.size());
+  parallel_for(groups * panels, 2 * problem.products(), [&](int64_t unit) {
+    make_u(conv, w, begin + unit / panels, unit % panels * NR, NR, 0, C, u + unit * u_stack.size(), u_stack);
+  });
+  const int64_t most = NR > L ? 2 * most_rows<2> : 2 * most_rows<1>;
+  const Cut cut(conv, std::clamp<int64_t>(own_v / int64_t(sizeof(T)) / planes / C, 1, most));
+  parallel_for(cut.count() * groups, problem.products() * panels * cut.images * cut.rows * cut.cols, [&](int64_t unit) {
+    const FlushSubnormals flush;
+    const Tiles tiles = cut[unit / groups];
+    const int64_t group = begin + unit % groups;
+    const Stack v_stack(tiles.count(), (C + L - 1) / L * L), m_stack(tiles.count(), NR);
+    Scratch scratch;
+    T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
+    make_v(conv, tiles, group * C, C, x, v, v_stack);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      auto fetch = problem.fetch(tiles, group, panel, y);
+      multiply_planes(v, v_stack, u + (unit % groups * panels + panel) * u_stack.size(), u_stack, m, m_stack,
+                      tiles.count(), C, false, fetch);
+      problem.write(tiles, m, m_stack, group, panel, y);
+    }
+  });
+}
+
+// Many weights: each unit makes the U of its output channels slab by slab, and all share the V of many tiles.
+template <class S>
+void correlate_shared_v(const Problem<S>& problem, int64_t group, const S* x, const S* w, S* y) {
+  using T = Sum<S>;
+  const Correlation& conv = problem.conv;
+  const int64_t C = problem.C, NR = problem.NR;
+  const Cut cut(conv, std::clamp<int64_t>(shared_v / int64_t(sizeof(T)) / planes / C, 1, most_tiles));
+  const int64_t slabs = (C - 1) / slab_channels + 1;
+  Scratch scratch;
+  T* v = scratch.take<T>(slabs * Stack(cut.images * cut.rows * cut.cols, slab_channels).size());
+  for (int64_t part = 0; part < cut.count(); ++part) {
+    const Tiles tiles = cut[part];
+    const Stack v_stack(tiles.count(), slab_channels), m_stack(tiles.count(), NR);
+    const int64_t rows = tiles.images * tiles.rows;
+    parallel_for(rows * slabs, double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
+      const FlushSubnormals flush;
+      const int64_t row = unit / slabs, slab = unit % slabs, c = slab * slab_channels;
+      const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
+      make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x,
+             v + slab * v_stack.size() + row * tiles.cols * slab_channels, v_stack);
+    });
+    parallel_for(problem.panels, problem.products() * tiles.count(), [&](int64_t panel) {
+      const FlushSubnormals flush;
+      Scratch scratch;
+      const Stack u_slab(slab_channels, NR);
+      T *u = scratch.take<T>(u_slab.size()), *m = scratch.take<T>(m_stack.size());
+      auto fetch = problem.fetch(tiles, group, panel, y);
+      const auto wait = [] {};
+      for (int64_t slab = 0; slab < slabs; ++slab) {
+        const int64_t c = slab * slab_channels, channels = std::min(slab_channels, C - c);
+        make_u(conv, w, group, panel * NR, NR, c, channels, u, u_slab);
+        const T* v_slab = v + slab * v_stack.size();
+        if (slab + 1 < slabs) {
+          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, wait);
+        } else {
+          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, fetch);
+        }
+      }
+      problem.write(tiles, m, m_stack, group, panel, y);
+    });
+  }
+}
+
 template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-  using T = Sum<S>;
-  constexpr int L = lanes<S>, NR = 2 * L;
-  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), panels = (K - 1) / NR + 1;
-  const Stack u_stack(C, NR);
-  for (int64_t group = 0; group < conv.groups; ++group) {
-    Scratch scratch;
-    T* bias = nullptr;
-    if (epilogue.bias) {
-      bias = scratch.take<T>(panels * NR);
-      for (int64_t k = 0; k < K; ++k)
-        bias[k] = T(static_cast<const S*>(epilogue.bias)[(group * K + k) * epilogue.bias_stride]);
-    }
-    const auto finish = [&](int64_t panel) {
-      return Finish<T>{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
-    };
-    const double products = double(planes) * C * NR;
-
-    if (panels * u_stack.size() * int64_t(sizeof(T)) <= all_u) {
-      // Few weights: U is made once, and each unit keeps the V of a few tiles.
-      T* u = scratch.take<T>(panels * u_stack.size());
-      parallel_for(panels, 2 * products, [&](int64_t panel) {
-        make_u(conv, w, group, panel * NR, NR, 0, C, u + panel * u_stack.size(), u_stack);
-      });
-      const Cut cut(conv, std::clamp<int64_t>(own_v / int64_t(sizeof(T)) / planes / C, 1, 2 * most_rows<2>));
-      parallel_for(cut.count(), products * panels * cut.images * cut.rows * cut.cols, [&](int64_t unit) {
-        const FlushSubnormals flush;
-        const Tiles tiles = cut[unit];
-        const Stack v_stack(tiles.count(), (C + L - 1) / L * L), m_stack(tiles.count(), NR);
-        Scratch scratch;
-        T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
-        make_v(conv, tiles, group * C, C, x, v, v_stack);
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          FetchPixels<S, true> fetch(outputs(conv, tiles, group * K + panel * NR, y), 0,
-                                     std::min<int64_t>(NR, K - panel * NR), planes);
-          multiply_planes(v, v_stack, u + panel * u_stack.size(), u_stack, m, m_stack, tiles.count(), C, false, fetch);
-          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
-                        finish(panel));
-        }
-      });
-    } else {
-      // Many weights: each unit makes the U of its output channels slab by slab, and all share the V of many tiles.
-      const Cut cut(conv, std::clamp<int64_t>(shared_v / int64_t(sizeof(T)) / planes / C, 1, most_tiles));
-      const int64_t slabs = (C - 1) / slab_channels + 1;
-      T* v = scratch.take<T>(slabs * Stack(cut.images * cut.rows * cut.cols, slab_channels).size());
-      for (int64_t part = 0; part < cut.count(); ++part) {
-        const Tiles tiles = cut[part];
-        const Stack v_stack(tiles.count(), slab_channels), m_stack(tiles.count(), NR);
-        const int64_t rows = tiles.images * tiles.rows;
-        parallel_for(rows * slabs, double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
-          const FlushSubnormals flush;
-          const int64_t row = unit / slabs, slab = unit % slabs, c = slab * slab_channels;
-          const Tiles one{tiles.n + row / tiles.rows, 1, tiles.row + row % tiles.rows, 1, tiles.col, tiles.cols};
-          make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x,
-                 v + slab * v_stack.size() + row * tiles.cols * slab_channels, v_stack);
-        });
-        parallel_for(panels, products * tiles.count(), [&](int64_t panel) {
-          const FlushSubnormals flush;
-          Scratch scratch;
-          const Stack u_slab(slab_channels, NR);
-          T *u = scratch.take<T>(u_slab.size()), *m = scratch.take<T>(m_stack.size());
-          FetchPixels<S, true> fetch(outputs(conv, tiles, group * K + panel * NR, y), 0,
-                                     std::min<int64_t>(NR, K - panel * NR), planes);
-          const auto wait = [] {};
-          for (int64_t slab = 0; slab < slabs; ++slab) {
-            const int64_t c = slab * slab_channels, channels = std::min(slab_channels, C - c);
-            make_u(conv, w, group, panel * NR, NR, c, channels, u, u_slab);
-            const T* v_slab = v + slab * v_stack.size();
-            if (slab + 1 < slabs) {
-              multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, wait);
-            } else {
-              multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, fetch);
-            }
-          }
-          write_outputs(conv, tiles, m, m_stack, group * K + panel * NR, std::min<int64_t>(NR, K - panel * NR), y,
-                        finish(panel));
-        });
-      }
-    }
+  Scratch scratch;
+  const Problem<S> problem(conv, epilogue, scratch);
+  const int64_t u_bytes = problem.panels * Stack(problem.C, problem.NR).size() * int64_t(sizeof(Sum<S>));
+  const int64_t together = all_u / u_bytes;  // groups
+  if (together > 0) {
+    for (int64_t group = 0; group < conv.groups; group += together)
+      correlate_own_v(problem, group, std::min(group + together, conv.groups), x, w, y);
+  } else {
+    for (int64_t group = 0; group < conv.groups; ++group) correlate_shared_v(problem, group, x, w, y);
   }
 }
 

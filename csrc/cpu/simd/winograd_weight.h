@@ -203,13 +203,14 @@ struct Groups {
     const int64_t C = conv.C_per_group(), K = conv.K_per_group();
     channels = share(C, most_channels), filters = share(K, most_filters);
     tiles = std::clamp<int64_t>(transformed_bytes / (planes * size * (channels + filters)), 1, chunk_tiles);
-    const double m = double(planes) * size * K * (C + 16), all = double(conv.N) * conv.rows.out * conv.cols.out / 16;
+    const double m = double(planes) * size * conv.K * (C + 16),
+                 all = double(conv.N) * conv.rows.out * conv.cols.out / 16;
     count = std::max(1.0, std::min({all_m / m, all / least_tiles, double(Cut(conv, tiles).count())}));
   }
 };
 
 template <class S>
-void grad_weight_by_groups(const Conv& conv, int64_t group, const S* x, const S* y, S* w) {
+void grad_weight_by_groups(const Conv& conv, const S* x, const S* y, S* w) {
   using T = Sum<S>;
   constexpr int L = lanes<S>;
   const auto padded = [](int64_t lanes) { return (lanes - 1) / L * L + L; };
@@ -220,17 +221,18 @@ void grad_weight_by_groups(const Conv& conv, int64_t group, const S* x, const S*
   const int64_t c_blocks = (C - 1) / groups.channels + 1, k_blocks = (K - 1) / groups.filters + 1;
   const int64_t filter_pitch = planes * pitch;  // m[group][filter][plane][channel]
   Scratch scratch;
-  T* all_m = groups.count > 1 ? scratch.take<T>(groups.count * K * filter_pitch) : nullptr;
+  T* all_m = groups.count > 1 ? scratch.take<T>(groups.count * conv.K * filter_pitch) : nullptr;
+  const int64_t blocks = conv.groups * k_blocks * c_blocks;
   const double work = double(planes) * cut.count() / groups.count * groups.tiles * groups.filters * groups.channels;
-  parallel_for(groups.count * c_blocks * k_blocks, work, [&](int64_t unit) {
+  parallel_for(groups.count * blocks, work, [&](int64_t unit) {
     const FlushSubnormals flush;
-    const int64_t g = unit / (c_blocks * k_blocks);
+    const int64_t g = unit / blocks, group = unit % blocks / (c_blocks * k_blocks);
     const int64_t c = unit % c_blocks * groups.channels, channels = std::min(groups.channels, C - c),
                   k = unit / c_blocks % k_blocks * groups.filters, filters = std::min(groups.filters, K - k);
     Scratch scratch;
     const int64_t m_pitch = all_m ? filter_pitch : planes * padded(channels),
                   m_plane = all_m ? pitch : padded(channels);
-    T* m = all_m ? all_m + (g * K + k) * filter_pitch + c : scratch.take<T>(filters * m_pitch);
+    T* m = all_m ? all_m + (g * conv.K + group * K + k) * filter_pitch + c : scratch.take<T>(filters * m_pitch);
     Transformed<S> transformed(groups.tiles, padded(channels), padded(filters), scratch);
     const int64_t begin = cut.count() * g / groups.count, end = cut.count() * (g + 1) / groups.count;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -246,24 +248,19 @@ void grad_weight_by_groups(const Conv& conv, int64_t group, const S* x, const S*
     for (int64_t f = 0; f < filters; ++f) write_taps(conv, m + f * m_pitch, m_plane, group * K + k + f, c, channels, w);
   });
   if (!all_m) return;
-  parallel_for(K, double(groups.count) * filter_pitch, [&](int64_t k) {
+  parallel_for(conv.K, double(groups.count) * filter_pitch, [&](int64_t k) {
     const FlushSubnormals flush;
     T* m = all_m + k * filter_pitch;
     for (int64_t g = 1; g < groups.count; ++g)
-      for (int64_t i = 0; i < filter_pitch; i += L) store(m + i, load(m + i) + load(m + g * K * filter_pitch + i));
-    write_taps(conv, m, pitch, group * K + k, 0, C, w);
+      for (int64_t i = 0; i < filter_pitch; i += L) store(m + i, load(m + i) + load(m + g * conv.K * filter_pitch + i));
+    write_taps(conv, m, pitch, k, 0, C, w);
   });
 }
 
 template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-  for (int64_t group = 0; group < conv.groups; ++group) {
-    if (few_tiles<S>(conv)) {
-      grad_weight_by_blocks(conv, group, x, y, w);
-    } else {
-      grad_weight_by_groups(conv, group, x, y, w);
-    }
-  }
+  if (!few_tiles<S>(conv)) return grad_weight_by_groups(conv, x, y, w);
+  for (int64_t group = 0; group < conv.groups; ++group) grad_weight_by_blocks(conv, group, x, y, w);
 }
 
 }  // namespace winograd
