@@ -8,8 +8,13 @@ struct PairGemm : Gemm<Paired> {
   static bool suits(const Conv& conv, Op op) {
     const int64_t in = op == Op::grad_input ? conv.K_per_group() : conv.C_per_group(),
                   out = op == Op::grad_input ? conv.C_per_group() : conv.K_per_group();
-    return in >= 3 && out >= 16 && !(op == Op::grad_weight && conv.N == 1);
+    return in >= 3 && out >= (op == Op::grad_weight ? 8 : 16) && !(op == Op::grad_weight && conv.N == 1);
   }
+};
+
+// Pairs are faster still for groups.
+struct WinogradOfOneGroup : Winograd {
+  static bool suits(const Conv& conv, Op op) { return conv.groups == 1 && Winograd::suits(conv, op); }
 };
 
 // Depthwise layers whose tensors are read in place.
@@ -35,7 +40,7 @@ struct Depthwise {
 };
 
 inline std::vector<Implementation> rows(bool (*available)()) {
-  return {row<Winograd, BFloat16>("cpu.avx512_bf16.winograd", available),
+  return {row<WinogradOfOneGroup, BFloat16>("cpu.avx512_bf16.winograd", available),
           row<Depthwise, BFloat16>("cpu.avx512_bf16.slab", available),
           row<PairGemm, BFloat16>("cpu.avx512_bf16.gemm", available)};
 }

@@ -40,10 +40,30 @@ inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64
   }
 }
 
+// The same for rows of an odd `count` of numbers that follow one another, before and after: whole pixels at a time.
+inline void read_odd_pixels(const BFloat16* from, int64_t rows, int64_t count, Pair* to) {
+  const int64_t padded = count + 1, at_once = 32 / padded;
+  alignas(64) int16_t index[32];
+  for (int i = 0; i < 32; ++i) index[i] = i / padded * count + i % padded;
+  uint32_t exists = 0;
+  for (int64_t i = 0; i < at_once * padded; ++i) exists |= uint32_t(i % padded < count) << i;
+  const __m512i order = _mm512_load_si512(index);
+  for (int64_t i = 0; i < rows; i += at_once, from += at_once * count, to += at_once * padded / 2) {
+    const int64_t now = std::min(at_once, rows - i);
+    const __m512i numbers = _mm512_maskz_loadu_epi16((uint64_t(1) << now * count) - 1, from);
+    const __m512i pairs = _mm512_maskz_permutexvar_epi16(exists, order, numbers);
+    _mm512_mask_storeu_epi32(to, (1u << now * padded / 2) - 1, pairs);
+  }
+}
+
 // to[i * pitch + j] = the pair of numbers 2 j and 2 j + 1 of row i, of `count` numbers in all; an odd last one is
 // paired with 0.
 inline void read_tile(const BFloat16* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Pair* to,
                       int64_t pitch, int64_t = 0) {
+  if (lane == 1 && row == count && pitch == (count + 1) / 2) {
+    if (count % 2 == 0) return read_elements(from, 1, 0, 2, 1, rows * count / 2, to, pitch);
+    if (count < 16) return read_odd_pixels(from, rows, count, to);
+  }
   read_elements(from, lane, row, 2 * lane, rows, count / 2, to, pitch);
   if (count % 2) read_elements(from + (count - 1) * lane, 0, row, lane, rows, 1, to + count / 2, pitch);
 }
