@@ -24,20 +24,24 @@ struct Gemm {
 };
 
 struct Winograd {
+  static bool fits(const Conv& conv) {
+    return conv.rows.kernel == 3 && conv.cols.kernel == 3 && conv.rows.stride == 1 && conv.cols.stride == 1 &&
+           conv.C_per_group() <= 4096 && conv.K_per_group() <= 4096;
+  }
   template <class S>
   static bool fits(const Parts& parts) {
-    return all_of(parts, [](const Correlation& conv) { return fits_weight<S>(conv); });
+    return all_of(parts, [](const Correlation& conv) { return fits(conv); });
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {
-    const auto fits = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
-    return fits(conv.rows) && fits(conv.cols) && conv.C_per_group() <= 4096 && conv.K_per_group() <= 4096;
+    return fits(conv) && conv.rows.dilation == 1 && conv.cols.dilation == 1;
   }
   // It pays from so many channels on: below, its transforms cost more than the products that they save. Groups have
   // less to win from it, and their other kernels more to lose.
   static bool suits(const Conv& conv, Op) {
     const int64_t least = conv.groups == 1 ? 32 : 16;
-    return std::min(conv.C_per_group(), conv.K_per_group()) >= least && conv.rows.out >= 4 && conv.cols.out >= 4;
+    const auto is_long = [](const Axis& axis) { return axis.out / axis.dilation >= 4; };
+    return std::min(conv.C_per_group(), conv.K_per_group()) >= least && is_long(conv.rows) && is_long(conv.cols);
   }
 
   template <class S>

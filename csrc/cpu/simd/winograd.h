@@ -268,9 +268,26 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Sum<S>* m,
 // What fits where, in bytes.
 constexpr int64_t own_v = 384 << 10;   // V of one unit, in L2
 constexpr int64_t all_u = 3 << 20;     // U that is made once and read by all units, from L3
+constexpr int64_t longest_sum = 768;   // channels, in one go
 constexpr int64_t shared_v = 6 << 20;  // V that is read by all units, from L3
 constexpr int64_t most_tiles = 112;    // of M, next to a slab of U, in L2
 constexpr int64_t slab_channels = 64;
+
+// Under a dilated kernel, outputs dilation, 2 dilation, ... apart read inputs that are as far apart: outputs offset,
+// offset + dilation, ... are a problem of their own, without dilation, on inputs first, first + dilation, ...
+struct SparsePhase {
+  Axis axis;
+  int64_t first;
+
+  SparsePhase(const Axis& dilated, int64_t offset) : axis(dilated) {
+    const int64_t D = dilated.dilation, position = dilated.position(offset, 0);
+    axis.pad = position >= 0 ? -(position / D) : (-position - 1) / D + 1;
+    first = position + axis.pad * D;
+    axis.in = dilated.in > first ? (dilated.in - first - 1) / D + 1 : 0;
+    axis.out = (dilated.out - offset - 1) / D + 1;
+    axis.dilation = 1;
+  }
+};
 
 // What both ways of a correlation know.
 template <class S>
@@ -330,17 +347,17 @@ void correlate_own_v(const Problem<S>& problem, int64_t begin, int64_t end, cons
   const Cut cut(conv, std::clamp<int64_t>(own_v / int64_t(sizeof(T)) / planes / C, 1, most));
   parallel_for(cut.count() * groups, problem.products() * panels * cut.images * cut.rows * cut.cols, [&](int64_t unit) {
     const FlushSubnormals flush;
-    const Tiles tiles = cut[unit / groups];
-    const int64_t group = begin + unit % groups;
+    const Tiles tiles = cut[unit % cut.count()];
+    const int64_t group = unit / cut.count();  // of those that are done together
     const Stack v_stack(tiles.count(), (C + L - 1) / L * L), m_stack(tiles.count(), NR);
     Scratch scratch;
     T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
-    make_v(conv, tiles, group * C, C, x, v, v_stack);
+    make_v(conv, tiles, (begin + group) * C, C, x, v, v_stack);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      auto fetch = problem.fetch(tiles, group, panel, y);
-      multiply_planes(v, v_stack, u + (unit % groups * panels + panel) * u_stack.size(), u_stack, m, m_stack,
-                      tiles.count(), C, false, fetch);
-      problem.write(tiles, m, m_stack, group, panel, y);
+      auto fetch = problem.fetch(tiles, begin + group, panel, y);
+      multiply_planes(v, v_stack, u + (group * panels + panel) * u_stack.size(), u_stack, m, m_stack, tiles.count(), C,
+                      false, fetch);
+      problem.write(tiles, m, m_stack, begin + group, panel, y);
     }
   });
 }
@@ -390,11 +407,24 @@ void correlate_shared_v(const Problem<S>& problem, int64_t group, const S* x, co
 
 template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+  const int64_t row_dilation = conv.rows.dilation, col_dilation = conv.cols.dilation;
+  if (row_dilation > 1 || col_dilation > 1) {
+    for (int64_t i = 0; i < std::min(row_dilation, conv.rows.out); ++i)
+      for (int64_t j = 0; j < std::min(col_dilation, conv.cols.out); ++j) {
+        const SparsePhase rows(conv.rows, i), cols(conv.cols, j);
+        Correlation phase = conv;
+        phase.rows = rows.axis, phase.cols = cols.axis;
+        phase.x.h *= row_dilation, phase.x.w *= col_dilation, phase.y.h *= row_dilation, phase.y.w *= col_dilation;
+        correlate(phase, x + rows.first * conv.x.h + cols.first * conv.x.w, w, y + i * conv.y.h + j * conv.y.w,
+                  epilogue);
+      }
+    return;
+  }
   Scratch scratch;
   const Problem<S> problem(conv, epilogue, scratch);
   const int64_t u_bytes = problem.panels * Stack(problem.C, problem.NR).size() * int64_t(sizeof(Sum<S>));
   const int64_t together = all_u / u_bytes;  // groups
-  if (together > 0) {
+  if (together > 0 && problem.C <= longest_sum) {
     for (int64_t group = 0; group < conv.groups; group += together)
       correlate_own_v(problem, group, std::min(group + together, conv.groups), x, w, y);
   } else {
