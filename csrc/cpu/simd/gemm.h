@@ -30,6 +30,11 @@ struct Plan {
   bool possible;
   Blocks<S> blocks;
 
+  // Of a panel: the last one of a group may do with half.
+  int64_t lanes_of(int64_t panel, int64_t K) const {
+    return !dots && panel % panels == panels - 1 && K - (panels - 1) * lanes_per_panel <= lanes<S> ? lanes<S>
+                                                                                                   : lanes_per_panel;
+  }
   // Vectors of runs that are multiplied with each output channel.
   double dots_per_pixel(int64_t taps) const {
     return double(taps / joined) * (dot_length<E>(joined * channels) / lanes<S>)*channel_blocks;
@@ -98,8 +103,7 @@ inline double cost(const Correlation& conv) {
   constexpr int L = lanes<float>;
   const auto plan = gemm::plan<float, float>(conv);
   const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
-  const double products =
-      plan.dots ? K * (plan.dots_per_pixel(taps) + sum_of_lanes) : taps * C * plan.panels * plan.lanes_per_panel / L;
+  const double products = plan.dots ? K * (plan.dots_per_pixel(taps) + sum_of_lanes) : taps * C * std::ceil(K / L);
   return products + copies(conv);
 }
 
@@ -160,7 +164,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       E* to = packed + (panel - first) * panel_size + block * block_size;
       if constexpr (per == 1)
         if (plan.dots) return pack_dots(conv, w, panel, plan.joined, c, channels, to);
-      pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, NR, c, channels, to);
+      pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, plan.lanes_of(panel, K), c, channels, to);
     });
 
     // Units: blocks of pixels x sets of panels; a set does not cross groups.
@@ -260,14 +264,15 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
             for (int64_t i = panel; i < panel_end; ++i) {
               product.b = packed + (i - first) * panel_size + cb * block_size;
               product.lane = (i - panel) * NR;
-              product.count = direct ? K - (i - group * plan.panels) * NR : NR;
+              const int64_t width = plan.lanes_of(i, K);
+              product.count = direct ? K - (i - group * plan.panels) * NR : width;
               if constexpr (per == 1) {
                 if (plan.dots) {
                   multiply_dots<E>[NR - 1](product, MR);
                   continue;
                 }
               }
-              if (NR == L) {
+              if (width == L) {
                 multiply_rows<E, 1, Out>[MR - 1](product);
               } else {
                 multiply_rows<E, 2, Out>[MR - 1](product);
