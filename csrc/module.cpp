@@ -110,6 +110,12 @@ size_t count_threads() {
   return threads.size();
 }
 
+// The units of the heaviest loop that this thread has run since the last call, and their work in multiplications.
+std::pair<int64_t, double> take_heaviest_loop() {
+  const cpu::HeaviestLoop loop = std::exchange(cpu::heaviest_loop, {});
+  return {loop.units, loop.work};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -119,6 +125,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("chosen", &chosen);
   module.def("scratch_bytes", &cpu::scratch_bytes);
   module.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>());
+  module.def("take_heaviest_loop", &take_heaviest_loop);
   bind_direct(module);
   bind_eager(module);
   module.def("count_threads", &count_threads, py::call_guard<py::gil_scoped_release>());

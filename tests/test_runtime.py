@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from cases import Case, normals, run
+from cases import Case, arrange, normals, run
 
 import torchconv
 from torchconv import _C, functional
@@ -36,6 +36,31 @@ def test_bits_do_not_depend_on_the_number_of_threads(implementation, dtype, thre
         results += [run(CASE, *operands, implementation) for _ in range(2)]
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+#: Problems that are cut into smaller units on many threads, each in another way.
+MANY_THREADS = [
+    Case("few_weights", (2, 32, 30, 30), (96, 32, 3, 3), padding=(1, 1, 1, 1)),
+    Case("many_weights", (3, 256, 14, 14), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
+    Case("many_weights_one_image", (1, 256, 30, 22), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
+    Case("groups", (2, 48, 14, 14), (48, 16, 3, 3), padding=(1, 1, 1, 1), groups=3),
+    Case("many_tiles", (4, 40, 60, 62), (70, 40, 3, 3), padding=(1, 1, 1, 1)),
+    Case("pointwise", (2, 128, 28, 28), (130, 128, 1, 1)),
+    Case("strided", (2, 40, 30, 30), (64, 40, 5, 3), (2, 2), (2, 2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("wide", MANY_THREADS, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_bits_are_the_same_on_64_threads(wide, native_implementation, threads, layout):
+    for dtype in torch.float32, torch.bfloat16:
+        operands = [arrange(normals(size).to(dtype), layout) for size in (wide.x, wide.w, wide.y)]
+        results = []
+        for count in (1, 2, 64):
+            threads(count)
+            results.append(run(wide, *operands, native_implementation))
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_a_sample_does_not_depend_on_its_batch(implementation, dtype):

@@ -26,12 +26,21 @@ inline int64_t thread_count() {
   return count;
 }
 
+// Of the loops that this thread has begun, the one with the most work, for those who ask how well it can be shared.
+struct HeaviestLoop {
+  int64_t units = 0;
+  double work = 0;  // of all units, in multiplications
+};
+
+inline thread_local HeaviestLoop heaviest_loop;
+
 // Calls body(i) once for each i in [0, units); `work` is the cost of one unit in multiplications (a double: it is an
 // estimate, and cannot overflow). Each thread begins with a range of its own, the same in every loop, so that what it
 // reads is where it left it; when done, it helps the others, so that a thread that is held up elsewhere delays no one.
 // Which thread runs a unit never changes its result.
 template <class Body>
 void parallel_for(int64_t units, double work, const Body& body) {
+  if (units * work > heaviest_loop.work) heaviest_loop = {units, units * work};
   const double useful = units * work / work_per_thread + 1;
   int64_t threads = useful < 2 ? 1 : thread_count();
   threads = threads < useful ? threads : static_cast<int64_t>(useful);

@@ -94,6 +94,15 @@ WeightPlan<S> weight_plan(const Conv& whole) {
   plan.y_in_place = plain && conv.y.c == 1 && (K % L == 0 || !plan.swapped);
   plan.direct = plain && plan.chunks == 1 && !plan.swapped && conv.w.c == 1 && plan.run_length % L == 0 &&
                 (taps == 1 || (plan.joined && plan.channels == C && conv.w.w == C)) && C % plan.channels % L == 0;
+
+  // Fewer filters at a time for many threads: no sum depends on that.
+  const int64_t multiple = plan.swapped ? 2 * L : most_rows<2>;
+  while (conv.groups * plan.channel_groups * plan.filter_groups * plan.chunks < thread_count()) {
+    const int64_t fewer = share(K, std::max<int64_t>(1, plan.filters / 2), multiple);
+    if (fewer == plan.filters) break;
+    plan.filters = fewer, plan.filter_groups = (K - 1) / fewer + 1;
+    if (plan.swapped) plan.pitch = padded(fewer), plan.run_pitch = plan.run_length * plan.pitch;
+  }
   return plan;
 }
 

@@ -345,15 +345,22 @@ void correlate_own_v(const Problem<S>& problem, int64_t begin, int64_t end, cons
   });
   const int64_t most = NR > L ? 2 * most_rows<2> : 2 * most_rows<1>;
   const Cut cut(conv, std::clamp<int64_t>(own_v / int64_t(sizeof(T)) / planes / C, 1, most));
-  parallel_for(cut.count() * groups, problem.products() * panels * cut.images * cut.rows * cut.cols, [&](int64_t unit) {
+  // For many threads, units of fewer panels, although each then makes its V.
+  const int64_t parts = cut.count() * groups;
+  int64_t per_unit = panels;
+  while (per_unit > 1 && parts * ((panels - 1) / per_unit + 1) < thread_count()) per_unit = (per_unit + 1) / 2;
+  const int64_t sets = (panels - 1) / per_unit + 1;
+  const double work = problem.products() * per_unit * cut.images * cut.rows * cut.cols;
+  parallel_for(parts * sets, work, [&](int64_t unit) {
     const FlushSubnormals flush;
-    const Tiles tiles = cut[unit % cut.count()];
-    const int64_t group = unit / cut.count();  // of those that are done together
+    const int64_t first = unit % sets * per_unit, part = unit / sets;
+    const Tiles tiles = cut[part % cut.count()];
+    const int64_t group = part / cut.count();  // of those that are done together
     const Stack v_stack(tiles.count(), (C + L - 1) / L * L), m_stack(tiles.count(), NR);
     Scratch scratch;
     T *v = scratch.take<T>(v_stack.size()), *m = scratch.take<T>(m_stack.size());
     make_v(conv, tiles, (begin + group) * C, C, x, v, v_stack);
-    for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t panel = first; panel < std::min(first + per_unit, panels); ++panel) {
       auto fetch = problem.fetch(tiles, begin + group, panel, y);
       multiply_planes(v, v_stack, u + (group * panels + panel) * u_stack.size(), u_stack, m, m_stack, tiles.count(), C,
                       false, fetch);
@@ -374,7 +381,7 @@ void correlate_shared_v(const Problem<S>& problem, int64_t group, const S* x, co
   T* v = scratch.take<T>(slabs * Stack(cut.images * cut.rows * cut.cols, slab_channels).size());
   for (int64_t part = 0; part < cut.count(); ++part) {
     const Tiles tiles = cut[part];
-    const Stack v_stack(tiles.count(), slab_channels), m_stack(tiles.count(), NR);
+    const Stack v_stack(tiles.count(), slab_channels);
     const int64_t rows = tiles.images * tiles.rows;
     parallel_for(rows * slabs, double(planes) * 16 * tiles.cols * slab_channels, [&](int64_t unit) {
       const FlushSubnormals flush;
@@ -383,24 +390,33 @@ void correlate_shared_v(const Problem<S>& problem, int64_t group, const S* x, co
       make_v(conv, one, group * C + c, std::min(slab_channels, C - c), x,
              v + slab * v_stack.size() + row * tiles.cols * slab_channels, v_stack);
     });
-    parallel_for(problem.panels, problem.products() * tiles.count(), [&](int64_t panel) {
+    // For many threads, units of fewer tiles, although each then makes its U: some images, or else some rows.
+    const int64_t lines = tiles.images > 1 ? tiles.images : tiles.rows;
+    const int64_t parts = std::clamp<int64_t>((thread_count() - 1) / problem.panels + 1, 1, lines);
+    parallel_for(problem.panels * parts, problem.products() * tiles.count() / parts, [&](int64_t unit) {
       const FlushSubnormals flush;
+      const int64_t panel = unit % problem.panels, part = unit / problem.panels;
+      const int64_t line = lines * part / parts, count = lines * (part + 1) / parts - line;
+      Tiles own = tiles;
+      tiles.images > 1 ? (own.n += line, own.images = count) : (own.row += line, own.rows = count);
+      const int64_t first = tiles.count() / lines * line;
+      const Stack m_stack(own.count(), NR);
       Scratch scratch;
       const Stack u_slab(slab_channels, NR);
       T *u = scratch.take<T>(u_slab.size()), *m = scratch.take<T>(m_stack.size());
-      auto fetch = problem.fetch(tiles, group, panel, y);
+      auto fetch = problem.fetch(own, group, panel, y);
       const auto wait = [] {};
       for (int64_t slab = 0; slab < slabs; ++slab) {
         const int64_t c = slab * slab_channels, channels = std::min(slab_channels, C - c);
         make_u(conv, w, group, panel * NR, NR, c, channels, u, u_slab);
-        const T* v_slab = v + slab * v_stack.size();
+        const T* v_slab = v + slab * v_stack.size() + first * v_stack.pitch;
         if (slab + 1 < slabs) {
-          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, wait);
+          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, own.count(), channels, slab > 0, wait);
         } else {
-          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, tiles.count(), channels, slab > 0, fetch);
+          multiply_planes(v_slab, v_stack, u, u_slab, m, m_stack, own.count(), channels, slab > 0, fetch);
         }
       }
-      problem.write(tiles, m, m_stack, group, panel, y);
+      problem.write(own, m, m_stack, group, panel, y);
     });
   }
 }

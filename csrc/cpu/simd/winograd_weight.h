@@ -162,14 +162,18 @@ void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S*
   Scratch scratch;
   Transformed<S> transformed(tiles.count(), (C + L - 1) / L * L, (K + L - 1) / L * L, scratch);
   transformed.make(forward_correlation(conv), tiles, group * C, C, group * K, K, x, y);
-  const int64_t c_blocks = (C - 1) / slab_channels + 1, k_blocks = (K - 1) / block_filters + 1;
+  int64_t block_c = slab_channels, block_k = block_filters;
+  const auto units = [&] { return ((C - 1) / block_c + 1) * ((K - 1) / block_k + 1); };
+  if (units() < thread_count()) block_c /= 2;
+  if (units() < thread_count()) block_k /= 2;
+  const int64_t c_blocks = (C - 1) / block_c + 1, k_blocks = (K - 1) / block_k + 1;
   const int64_t chunks = (tiles.count() - 1) / chunk_tiles + 1;
-  parallel_for(c_blocks * k_blocks, double(planes) * tiles.count() * block_filters * slab_channels, [&](int64_t unit) {
+  parallel_for(c_blocks * k_blocks, double(planes) * tiles.count() * block_k * block_c, [&](int64_t unit) {
     const FlushSubnormals flush;
-    const int64_t c = unit % c_blocks * slab_channels, channels = std::min(slab_channels, C - c),
-                  k = unit / c_blocks * block_filters, filters = std::min(block_filters, K - k);
+    const int64_t c = unit % c_blocks * block_c, channels = std::min(block_c, C - c), k = unit / c_blocks * block_k,
+                  filters = std::min(block_k, K - k);
     Scratch scratch;
-    const Stack stack(filters, slab_channels);
+    const Stack stack(filters, block_c);
     T* m = scratch.take<T>(stack.size());
     for (int64_t plane = 0; plane < planes; ++plane)
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -206,6 +210,9 @@ struct Groups {
     const double m = double(planes) * size * conv.K * (C + 16),
                  all = double(conv.N) * conv.rows.out * conv.cols.out / 16;
     count = std::max(1.0, std::min({all_m / m, all / least_tiles, double(Cut(conv, tiles).count())}));
+    // Smaller blocks for many threads: no sum depends on that.
+    while (filters > 16 && count * conv.groups * ((C - 1) / channels + 1) * ((K - 1) / filters + 1) < thread_count())
+      filters = share(K, filters / 2);
   }
 };
 
