@@ -76,17 +76,18 @@ def test_any_strides(name, implementation):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_expanded_tensors(implementation, layout):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_expanded_tensors(implementation, layout, dtype):
     """Stride 0: one image, one filter, one constant gradient (what .sum().backward() makes)."""
-    x = integers((1, 1, 6, 6)).float().expand(3, 4, 6, 6)
-    w = integers((1, 4, 3, 3)).float().expand(5, 4, 3, 3)
+    x = integers((1, 1, 6, 6)).to(dtype).expand(3, 4, 6, 6)
+    w = integers((1, 4, 3, 3)).to(dtype).expand(5, 4, 3, 3)
     found = functional.conv2d(x, w)
     assert torch.equal(found, functional.conv2d(arrange(x, layout), arrange(w, layout)))
     x, w = (arrange(t, layout).detach().requires_grad_() for t in (x, w))
     out = functional.conv2d(x, w)
     for got, want in zip(
-        torch.autograd.grad(out, (x, w), torch.ones(1).expand(out.shape)),
-        torch.autograd.grad(functional.conv2d(x, w), (x, w), torch.ones(out.shape)),
+        torch.autograd.grad(out, (x, w), torch.ones(1, dtype=dtype).expand(out.shape)),
+        torch.autograd.grad(functional.conv2d(x, w), (x, w), torch.ones(out.shape, dtype=dtype)),
         strict=True,
     ):
         assert torch.equal(got, want)

@@ -127,14 +127,15 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
 
   // Reads a tile of image n, of a tensor whose images are `image` apart.
   const auto reader = [&](int64_t n, int64_t image) {
-    return [high = n + conv.N < all.N ? conv.N * image : 0](const S* from, int64_t row, int64_t lane, int64_t rows,
-                                                            int64_t count, E* to, int64_t pitch, int64_t ahead = 0) {
-      if constexpr (numbers<E> > 1) {
-        read_elements(from, high, row, lane, rows, count, to, pitch);
-      } else {
-        read_tile(from, row, lane, rows, count, to, pitch, ahead);
-      }
-    };
+    return
+        [high = n + conv.N < all.N ? conv.N * image : alone](const S* from, int64_t row, int64_t lane, int64_t rows,
+                                                             int64_t count, E* to, int64_t pitch, int64_t ahead = 0) {
+          if constexpr (numbers<E> > 1) {
+            read_elements(from, high, row, lane, rows, count, to, pitch);
+          } else {
+            read_tile(from, row, lane, rows, count, to, pitch, ahead);
+          }
+        };
   };
   const auto gradient = [&](const Block& block) {
     return Pixels<S>(y + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w, conv.y, block);

@@ -2,14 +2,14 @@
 // images. A reduction takes half as many steps over them.
 
 // to[i * pitch + j] = {from[i * row + j * lane], from[high + i * row + j * lane]} for i < rows, j < count; if `high` is
-// 0, the second of each pair is 0.
+// `alone`, the second of each pair is 0.
 inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64_t lane, int64_t rows, int64_t count,
                           Pair* to, int64_t pitch) {
   constexpr int L = 16;
   // n pairs that follow one another, each number `step` after the last: neighbours, or pairs as they lie in memory.
   const auto in_line = [&](int64_t step) { return step == 1 || (step == 2 && high == 1); };
   const auto get = [&](const BFloat16* p, int64_t step, int n) __attribute__((always_inline)) {
-    if (step == 1) return load_pairs(p, high ? p + high : nullptr, first(n));
+    if (step == 1) return load_pairs(p, high != alone ? p + high : nullptr, first(n));
     return _mm512_maskz_loadu_epi32(first(n), p);
   };
   if (in_line(lane)) {
@@ -35,7 +35,7 @@ inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < count; ++j) {
         const BFloat16* at = from + i * row + j * lane;
-        to[i * pitch + j].bits = at->x | (high ? uint32_t(at[high].x) << 16 : 0);
+        to[i * pitch + j].bits = at->x | (high != alone ? uint32_t(at[high].x) << 16 : 0);
       }
   }
 }
@@ -65,5 +65,5 @@ inline void read_tile(const BFloat16* from, int64_t row, int64_t lane, int64_t r
     if (count < 16) return read_odd_pixels(from, rows, count, to);
   }
   read_elements(from, lane, row, 2 * lane, rows, count / 2, to, pitch);
-  if (count % 2) read_elements(from + (count - 1) * lane, 0, row, lane, rows, 1, to + count / 2, pitch);
+  if (count % 2) read_elements(from + (count - 1) * lane, alone, row, lane, rows, 1, to + count / 2, pitch);
 }

@@ -18,10 +18,13 @@ using Sum = std::conditional_t<std::is_same_v<S, double>, double, float>;
 template <class S>
 constexpr bool reads_fast = std::is_same_v<S, Sum<S>>;
 
-// Two bfloat16 numbers that are multiplied and added up together (pairs.h).
+// Two bfloat16 numbers that are multiplied and added up together (pairs.h); anywhere in memory where numbers may lie.
 struct Pair {
-  uint32_t bits;
+  typedef uint32_t Bits __attribute__((aligned(2), may_alias));
+  Bits bits;
 };
+
+constexpr int64_t alone = std::numeric_limits<int64_t>::min();  // where a second number would be, if there is none
 
 // Numbers in an element of a product.
 template <class E>

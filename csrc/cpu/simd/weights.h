@@ -14,14 +14,15 @@ void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k,
     const int64_t tap = steps * NR;
     if (turned) from += (taps - 1) * conv.w.w, to += (taps - 1) * tap;
     for (int64_t i = 0; i < steps; ++i)
-      read_elements(from + i * per * conv.w.c, i < whole ? conv.w.c : 0, 1, conv.w.n, taps, count, to + i * NR,
+      read_elements(from + i * per * conv.w.c, i < whole ? conv.w.c : alone, 1, conv.w.n, taps, count, to + i * NR,
                     turned ? -tap : tap);
   } else {
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
       for (int64_t s = 0; s < conv.cols.kernel; ++s, to += steps * NR) {
         const S* tap = from + r * conv.w.h + s * conv.w.w;
         read_elements(tap, conv.w.c, per * conv.w.c, conv.w.n, whole, count, to, NR);
-        if (whole < steps) read_elements(tap + whole * per * conv.w.c, 0, 0, conv.w.n, 1, count, to + whole * NR, NR);
+        if (whole < steps)
+          read_elements(tap + whole * per * conv.w.c, alone, 0, conv.w.n, 1, count, to + whole * NR, NR);
       }
   }
 }
