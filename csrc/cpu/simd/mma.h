@@ -39,7 +39,7 @@ class FetchRows {
   int64_t left_ = 0, bytes_ = 0, each_ = 0, at_ = 0;
 };
 
-constexpr int64_t steps_per_fetch = 64;
+constexpr int64_t steps_per_fetch = 16;
 
 template <class E, class Out = Sum<E>>
 struct Product {
