@@ -42,6 +42,8 @@ namespace torchconv::cpu::avx512_bf16 {
 
 #include "simd/gemm_weight.h"
 
+#include "simd/winograd_tiles.h"
+
 #include "simd/winograd.h"
 
 #include "simd/winograd_weight.h"

@@ -13,6 +13,8 @@
 
 #include "gemm_weight.h"
 
+#include "winograd_tiles.h"
+
 #include "winograd.h"
 
 #include "winograd_weight.h"
