@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow lint format overhead bench models clean
+.PHONY: help demo test slow docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -25,6 +25,9 @@ test: $(BIN)/.installed  ## the tests but for the slow ones
 
 slow: $(BIN)/.installed  ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+docs: $(BIN)/.installed  ## the documentation as a site: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
 	ruff check .

@@ -73,4 +73,14 @@ const Implementation& choose(const Conv& conv, Op op, const std::string& names) 
   refuse("", "is missing");  // the last row accepts everything
 }
 
+std::string why_not(const Implementation& row, const Conv& conv, Op op) {
+  if (!row.available()) return "this machine does not have its instructions";
+  if (!row.has(op)) return std::string("it does not have ") + op_name(op);
+  if (!row.supports(conv, op)) {
+    const bool empty = conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0;
+    return empty ? "it does not do empty tensors" : std::string("it does ") + row.does;
+  }
+  return row.suits(conv, op) ? "" : std::string("it is for ") + row.is_for;
+}
+
 }  // namespace torchconv

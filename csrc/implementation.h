@@ -15,18 +15,20 @@ struct Implementation {
   bool (*available)() = nullptr;                // can this machine run it?
   bool (*supports)(const Conv&, Op) = nullptr;  // does it do this problem?
   bool (*suits)(const Conv&, Op) = nullptr;     // is it likely to be the fastest for it? Asked if no name is given.
+  const char* does = "";                        // supports, in words
+  const char* is_for = "";                      // suits, in words
 
   // The columns; a row may leave some of them empty.
   void (*forward)(const Conv&, const void* x, const void* w, void* y, const Epilogue&) = nullptr;
   void (*grad_input)(const Conv&, const void* y, const void* w, void* x) = nullptr;
   void (*grad_weight)(const Conv&, const void* x, const void* y, void* w) = nullptr;
 
-  bool can_do(const Conv& conv, Op op) const {
-    const bool filled = op == Op::forward      ? forward != nullptr
-                        : op == Op::grad_input ? grad_input != nullptr
-                                               : grad_weight != nullptr;
-    return filled && available() && supports(conv, op);
+  bool has(Op op) const {
+    return op == Op::forward      ? forward != nullptr
+           : op == Op::grad_input ? grad_input != nullptr
+                                  : grad_weight != nullptr;
   }
+  bool can_do(const Conv& conv, Op op) const { return has(op) && available() && supports(conv, op); }
 };
 
 // Every row, in the order in which they are tried. The last one accepts every problem.
@@ -38,5 +40,8 @@ const std::vector<Implementation>& implementations();
 // `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken, and of
 // "!part", which leaves out all rows with this part in their name. Throws std::runtime_error if there is no such row.
 const Implementation& choose(const Conv& conv, Op op, const std::string& names);
+
+// Why `choose` does not take this row for the problem if no name is given: empty if it would.
+std::string why_not(const Implementation& row, const Conv& conv, Op op);
 
 }  // namespace torchconv

@@ -65,10 +65,12 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
-// The implementation that an operator would run for operands of these sizes and strides (in elements).
-std::string chosen(const std::string& op, const std::string& dtype, const Sizes& a_size, const Sizes& a_stride,
-                   const Sizes& b_size, const Sizes& b_stride, const Sizes& size, const Sizes& stride,
-                   const Sizes& padding, const Sizes& dilation, int64_t groups, const std::string& implementation) {
+// The implementation that an operator would run for operands of these sizes and strides (in elements), and why it would
+// not run those before it.
+std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
+    const std::string& op, const std::string& dtype, const Sizes& a_size, const Sizes& a_stride, const Sizes& b_size,
+    const Sizes& b_stride, const Sizes& size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+    int64_t groups, const std::string& implementation) {
   static const std::map<std::string, Dtype> dtypes = {{"float64", Dtype::float64},
                                                       {"float32", Dtype::float32},
                                                       {"bfloat16", Dtype::bfloat16},
@@ -76,11 +78,17 @@ std::string chosen(const std::string& op, const std::string& dtype, const Sizes&
   const View a{nullptr, int64_t(a_size.size()), a_size.data(), a_stride.data()};
   const View b{nullptr, int64_t(b_size.size()), b_size.data(), b_stride.data()};
   const Geometry geometry{stride, padding, dilation, groups};
-  const Call call = op == "conv2d" ? plan_conv2d(dtypes.at(dtype), a, b, geometry, implementation)
-                    : op == "conv2d_grad_input"
+  const Op which = op == "conv2d" ? Op::forward : op == "conv2d_grad_input" ? Op::grad_input : Op::grad_weight;
+  const Call call = which == Op::forward ? plan_conv2d(dtypes.at(dtype), a, b, geometry, implementation)
+                    : which == Op::grad_input
                         ? plan_grad_input(dtypes.at(dtype), a, b, size, geometry, implementation)
                         : plan_grad_weight(dtypes.at(dtype), a, b, size, geometry, implementation);
-  return call.row->name;
+  std::vector<std::pair<std::string, std::string>> passed_over;
+  for (const Implementation& row : implementations()) {
+    if (row.name == std::string(call.row->name)) break;
+    passed_over.emplace_back(row.name, why_not(row, call.conv, which));
+  }
+  return {call.row->name, passed_over};
 }
 
 // Of one thread, with the widest vectors that this machine has, in GFLOP/s.
@@ -124,6 +132,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_features", &cpu_features);
   module.def("chosen", &chosen);
   module.def("scratch_bytes", &cpu::scratch_bytes);
+  module.def("take_scratch_need", &cpu::take_scratch_need);
   module.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>());
   module.def("take_heaviest_loop", &take_heaviest_loop);
   bind_direct(module);

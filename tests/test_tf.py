@@ -16,7 +16,7 @@ def integers(*size):
 
 def formula(images, filters, strides, before, size, dilations=(1, 1), groups=1):
     """The textbook's sum, tap by tap. before: (top, left); size: (P, Q)."""
-    N, H, W, C = images.shape
+    N, H, W, _ = images.shape
     R, S, c, K = filters.shape
     z = torch.zeros(N, *size, K)
     for (i, j), (u, v) in itertools.product(

@@ -12,8 +12,22 @@ except ImportError as error:
 from torchconv import autocast, fake, functional, vmap  # noqa: F401
 from torchconv.functional import conv2d
 from torchconv.implementations import Implementation, chosen, implementations, use
-from torchconv.module import Conv2d
+from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
+from torchconv.pooling import AvgPool2d, MaxPool2d
 from torchconv.runtime import scratch_bytes
 
 __version__ = _C.build_info()["version"]
-__all__ = ["Conv2d", "Implementation", "chosen", "conv2d", "functional", "implementations", "scratch_bytes", "use"]
+__all__ = [
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Implementation",
+    "MaxPool2d",
+    "chosen",
+    "conv2d",
+    "functional",
+    "implementations",
+    "scratch_bytes",
+    "use",
+]

@@ -30,4 +30,5 @@ def register(op: Any, device_type: str, key: str, tensors: int) -> None:
 
 for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     register(ops.conv2d.default, device_type, key, tensors=2)
+    register(ops.conv2d_grad_input.default, device_type, key, tensors=2)  # forward of a transposed convolution
     register(ops.conv2d_bias_act.default, device_type, key, tensors=3)

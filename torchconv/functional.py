@@ -1,8 +1,9 @@
-"""torchconv.functional.conv2d: torch.nn.functional.conv2d, and more."""
+"""torchconv.functional: the convolutions of torch.nn.functional, and more."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from torchconv import _C, autograd
 from torchconv.activations import ACTIVATIONS, check_activation
-from torchconv.geometry import Padding, four_sided, pair
+from torchconv.geometry import Padding, beside_one_row, four_sided, pair, single, transposed_size
 from torchconv.implementations import choice
 
 
@@ -64,13 +65,10 @@ def conv2d(
         if eager is not None:
             return eager
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        if has_torch_function((input, weight, bias)):  # torch.fx's proxies, and what else stands for a tensor
-            return handle_torch_function(
-                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
-                activation=activation, negative_slope=negative_slope,
-            )  # fmt: skip
-        name, value = ("weight", weight) if isinstance(input, Tensor) else ("input", input)
-        raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(value).__name__}")
+        return stand_in(
+            conv2d, input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
     dim = input.dim()
     if dim == 3:
         batch = conv2d(
@@ -87,38 +85,206 @@ def conv2d(
     geometry = (strides, sides, dilations, groups, choice.name)
     try:
         if input.is_complex() or weight.is_complex():
-            return ACTIVATIONS[name].apply(complex_conv2d(input, weight, bias, geometry), negative_slope)
+
+            def real(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+                return autograd.conv2d_bias_act(x, w, bias, geometry, "none", 0.0)
+
+            return ACTIVATIONS[name].apply(complex_product(real, input, weight, bias), negative_slope)
         if bias is None and activation is None:
             return autograd.conv2d(input, weight, None, geometry)
         return autograd.conv2d_bias_act(input, weight, bias, geometry, name, negative_slope)
     except (TypeError, RuntimeError):
-        check_types(bias, geometry)
+        check_types(bias, "conv2d", stride=strides, padding=sides, dilation=dilations, groups=(groups,))
         raise
 
 
-def check_types(bias: object, geometry: autograd.Geometry) -> None:
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """Equals `activation(torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups))`.
+
+    It is torchconv.conv2d of images of one row, without a copy.
+
+    Args:
+        input: [N, C, L] or, unbatched, [C, L]; float64, float32, bfloat16, float16 or complex, of any strides.
+        weight: [K, C / groups, S], of the dtype of input.
+        bias: [K], of the dtype of input, or None.
+        stride, dilation: in elements of L.
+        padding: zeros around the input: one number, (before, after), "valid", or "same": ceil(L / stride) outputs,
+            where the odd zero goes to the end.
+        groups, activation, negative_slope: as in torchconv.conv2d.
+
+    Returns:
+        [N, K, Q] (or [K, Q]), of the dtype of input; Q = (L + before + after - dilation * (S - 1) - 1) // stride + 1.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as torchconv.conv2d, which may speak of a height of 1.
+    """
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        return stand_in(
+            conv1d, input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+    if input.dim() not in (2, 3):
+        raise RuntimeError(
+            f"Expected 2D (unbatched) or 3D (batched) input to conv1d, but got input of size: {list(input.shape)}"
+        )
+    if weight.dim() != 3:
+        raise RuntimeError(
+            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
+            f"but got {input.dim()}-dimensional input of size {list(input.shape)} instead"
+        )
+    y = conv2d(
+        input.unsqueeze(-2),
+        weight.unsqueeze(-2),
+        bias,
+        (1, single("stride", stride)),
+        beside_one_row(padding),
+        (1, single("dilation", dilation)),
+        groups,
+        activation=activation,
+        negative_slope=negative_slope,
+    )
+    return y.squeeze(-2)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Equals `torch.nn.functional.conv_transpose2d` of the same arguments.
+
+    It is the gradient of torchconv.conv2d with respect to its input, plus a bias: input takes the place of the gradient
+    of the output, and the result has the size of that convolution's input.
+
+    Args:
+        input: [N, K, P, Q] or, unbatched, [K, P, Q]; float64, float32, bfloat16, float16 or complex, of any strides.
+            The result is channels_last if input or weight is.
+        weight: [K, C / groups, R, S], of the dtype of input.
+        bias: [C], of the dtype of input, or None.
+        stride: of the window, in pixels of the result: one number, or (vertical, horizontal).
+        padding: rows and columns that the result lacks on each side: one number, or (vertical, horizontal).
+        output_padding: rows and columns that the result has beyond, at the bottom and at the right; smaller than
+            stride or than dilation.
+        groups: K and C are divided into this many groups.
+        dilation: distance of neighbouring taps of the window, in pixels of the result.
+
+    Returns:
+        [N, C, H, W] (or [C, H, W]), of the dtype of input;
+        H = (P - 1) * stride - 2 * padding + dilation * (R - 1) + output_padding + 1.
+
+    Raises:
+        TypeError: if an argument that has to be a tensor is none.
+        RuntimeError: on sizes, dtypes or numbers that do not fit together, in the words of torch's own convolution.
+    """
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        return stand_in(
+            conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
+        )  # fmt: skip
+    dim = input.dim()
+    if dim == 3:
+        batch = input.unsqueeze(0)
+        return conv_transpose2d(batch, weight, bias, stride, padding, output_padding, groups, dilation).squeeze(0)
+    if dim != 4:
+        raise RuntimeError(
+            "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, "
+            f"but got input of size: {list(input.shape)}"
+        )
+    strides, dilations = pair("stride", stride), pair("dilation", dilation)
+    paddings, beyonds = pair("padding", padding), pair("output_padding", output_padding)
+
+    def real(y: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        sides, size, beyond = transposed_size(y, w, strides, paddings, beyonds, dilations)
+        geometry = (strides, sides, dilations, groups, choice.name)
+        x = autograd.grad_input(y, w, size, geometry)
+        if any(beyond):  # what no window reaches
+            x = torch.nn.functional.pad(x, (0, beyond[1], 0, beyond[0]))
+        if bias is None:
+            return x
+        bias = bias.to(x.dtype)[:, None, None]  # autocast may have changed it
+        return x + bias if autograd.functorch_is_active() else x.add_(bias)
+
+    try:
+        check_transposed(input, weight, bias, groups)
+        return complex_product(real, input, weight, bias) if input.is_complex() else real(input, weight, bias)
+    except (AttributeError, OverflowError, TypeError, RuntimeError) as error:
+        numbers = {"stride": strides, "padding": paddings, "output_padding": beyonds, "dilation": dilations}
+        check_types(bias, "conv_transpose2d", **numbers, groups=(groups,))
+        if isinstance(error, OverflowError):
+            raise RuntimeError(
+                f"{numbers} make sizes of more than 64 bits for input of size {list(input.shape)}"
+            ) from None
+        raise
+
+
+def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> None:
+    """Refuse, in torch's words, what torch.ops.torchconv.conv2d_grad_input would refuse in other words."""
+    if w.dim() != 4:
+        raise RuntimeError(
+            f"Expected {w.dim()}-dimensional input for {w.dim()}-dimensional weight {list(w.shape)}, but got "
+            f"{y.dim()}-dimensional input of size {list(y.shape)} instead"
+        )
+    if 0 in y.shape[2:]:
+        raise RuntimeError(
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {list(y.shape)}"
+        )
+    given = f"Given transposed=1, weight of size {list(w.shape)}, expected"
+    if y.shape[1] != w.shape[0]:
+        raise RuntimeError(
+            f"{given} input{list(y.shape)} to have {w.shape[0]} channels, but got {y.shape[1]} channels instead"
+        )
+    for name, other in (("weight", w), ("bias", bias)):
+        if other is not None and other.dtype != y.dtype and not autograd.autocast_is_active():
+            raise RuntimeError(f"Input type ({y.dtype}) and {name} type ({other.dtype}) should be the same")
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != w.shape[1] * groups):
+        raise RuntimeError(
+            f"{given} bias to be 1-dimensional with {w.shape[1] * groups} elements, but got bias of size "
+            f"{list(bias.shape)} instead"
+        )
+
+
+def stand_in(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any, *args: Any, **options: Any) -> Tensor:
+    """The call of a function for what stands for a tensor, as torch.fx's proxies do; a TypeError for what does not."""
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(function, (input, weight, bias), input, weight, bias, *args, **options)
+    name, value = ("weight", weight) if isinstance(input, Tensor) else ("input", input)
+    raise TypeError(f"{function.__name__}(): argument '{name}' must be Tensor, not {type(value).__name__}")
+
+
+def check_types(bias: object, function: str, **numbers: Sequence[Any]) -> None:
     """Raise a TypeError with the name of the argument that has the wrong type, if one has."""
     if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"conv2d(): argument 'bias' must be Tensor or None, not {type(bias).__name__}")
-    stride, padding, dilation, groups, _ = geometry
-    for name, values in {"stride": stride, "padding": padding, "dilation": dilation, "groups": (groups,)}.items():
+        raise TypeError(f"{function}(): argument 'bias' must be Tensor or None, not {type(bias).__name__}")
+    for name, values in numbers.items():
         for value in values:
             if not hasattr(value, "__index__") and not isinstance(value, torch.SymInt):
-                raise TypeError(f"conv2d(): argument '{name}' must be int or ints, but got {value!r}")
+                raise TypeError(f"{function}(): argument '{name}' must be int or ints, but got {value!r}")
 
 
-def complex_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, geometry: autograd.Geometry) -> Tensor:
-    """The real and imaginary parts of the product, as four real convolutions."""
-    if x.dtype != w.dtype:
-        raise RuntimeError(f"Input type ({x.dtype}) and weight type ({w.dtype}) should be the same")
-    if bias is not None and x.dtype != bias.dtype:
-        raise RuntimeError(f"Input type ({x.dtype}) and bias type ({bias.dtype}) should be the same")
-
-    def real(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-        return autograd.conv2d_bias_act(a, b, bias, geometry, "none", 0.0)
-
-    with torch.autocast(x.device.type, enabled=False):  # which leaves complex numbers alone
+def complex_product(
+    real: Callable[[Tensor, Tensor, Tensor | None], Tensor], a: Tensor, b: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The product of complex tensors, of four real ones."""
+    for name, other in (("weight", b), ("bias", bias)):
+        if other is not None and a.dtype != other.dtype:
+            raise RuntimeError(f"Input type ({a.dtype}) and {name} type ({other.dtype}) should be the same")
+    with torch.autocast(a.device.type, enabled=False):  # which leaves complex numbers alone
         return torch.complex(
-            real(x.real, w.real, None if bias is None else bias.real) - real(x.imag, w.imag),
-            real(x.real, w.imag, None if bias is None else bias.imag) + real(x.imag, w.real),
+            real(a.real, b.real, None if bias is None else bias.real) - real(a.imag, b.imag, None),
+            real(a.real, b.imag, None if bias is None else bias.imag) + real(a.imag, b.real, None),
         )

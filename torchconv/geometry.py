@@ -26,6 +26,18 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     )
 
 
+def single(name: str, value: int | Sequence[int]) -> int:
+    """One number, from it or from a sequence of one."""
+    if not isinstance(value, (tuple, list)):
+        return value  # type: ignore[return-value]
+    if len(value) == 1:
+        return value[0]
+    raise RuntimeError(
+        f"expected {name} to be a single integer value or a list of 1 values to match the convolution dimensions, "
+        f"but got {name}={list(value)}"
+    )
+
+
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """(before, after) by TensorFlow's rule, so that the output has ceil(size / stride) elements.
 
@@ -48,7 +60,7 @@ def four_sided(
     if padding != "same":
         raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
     for value in (*stride, *dilation):
-        if not (hasattr(value, "__index__") or isinstance(value, SymInt)) or value < 1:
+        if not (isinstance(value, (int, SymInt)) or hasattr(value, "__index__")) or value < 1:
             return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
     top, bottom = same_padding(input.shape[-2], weight.shape[-2], stride[0], dilation[0])
     left, right = same_padding(input.shape[-1], weight.shape[-1], stride[1], dilation[1])
@@ -73,3 +85,60 @@ def explicit_padding(padding: Any) -> tuple[int, int, int, int]:
         "expected padding to be a single integer value, (vertical, horizontal), (top, bottom, left, right), "
         f"((top, bottom), (left, right)), 'valid' or 'same', but got padding={padding}"
     )
+
+
+def beside_one_row(padding: str | int | Sequence[int]) -> Any:
+    """Padding of one dimension -> the same for images of one row: nothing above and below it."""
+    if isinstance(padding, str):
+        return padding
+    if isinstance(padding, (tuple, list)) and len(padding) == 2:
+        return 0, 0, padding[0], padding[1]
+    if isinstance(padding, (tuple, list)) and len(padding) != 1:
+        raise RuntimeError(
+            f"expected padding to be a single integer value, (before, after), 'valid' or 'same', "
+            f"but got padding={padding}"
+        )
+    value = single("padding", padding)
+    return 0, 0, value, value
+
+
+def transposed_size(
+    y: Tensor,
+    w: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    output_padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[tuple[int, int, int, int], list[int], list[int]]:
+    """Of a transposed convolution, seen as the input gradient of a convolution: its padding, the size of its input, and
+    how many rows and columns come after that, which no window reaches.
+
+    `output_padding` is what the stride of that convolution skips at the end, so that it takes it back from the padding
+    there.
+    """
+    for name, numbers in (("padding", padding), ("output_padding", output_padding)):
+        if min(numbers) < 0:
+            raise RuntimeError(f"negative {name} is not supported, but got {name}={list(numbers)}")
+    after, total, beyond = [], [], []
+    for i in (0, 1):
+        if not output_padding[i] < max(stride[i], dilation[i], 1):
+            raise RuntimeError(
+                "output padding must be smaller than either stride or dilation, but got "
+                f"output_padding={list(output_padding)}, stride={list(stride)}, dilation={list(dilation)}"
+            )
+        total.append(
+            (y.shape[2 + i] - 1) * stride[i]
+            - 2 * padding[i]
+            + dilation[i] * (w.shape[2 + i] - 1)
+            + output_padding[i]
+            + 1
+        )
+        beyond.append(max(output_padding[i] - padding[i] - (stride[i] - 1), 0))
+        after.append(max(padding[i] - output_padding[i], 0))
+    if min(total) < 0:
+        raise RuntimeError(
+            f"Given input size per channel: ({y.shape[2]} x {y.shape[3]}). Calculated output size per channel: "
+            f"({total[0]} x {total[1]}). Output size is too small"
+        )
+    size = [total[0] - beyond[0], total[1] - beyond[1]]
+    return (padding[0], after[0], padding[1], after[1]), size, beyond

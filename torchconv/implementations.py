@@ -72,7 +72,7 @@ def use(*names: str) -> Iterator[None]:
 
 
 def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
-    """The name of the implementation that torch.ops.torchconv.<op>(a, b, *rest) runs.
+    """The name of the implementation that `torch.ops.torchconv.<op>(a, b, *rest)` runs.
 
     Args:
         op: "conv2d", "conv2d_grad_input" or "conv2d_grad_weight".
@@ -81,6 +81,11 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
     Raises:
         RuntimeError: if the operator does not take these arguments.
     """
+    return selection(op, a, b, *rest)[0]
+
+
+def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tuple[str, str]]]:
+    """What `chosen` tells, and a (name, why not) of each implementation before that one."""
     size, geometry = ([], rest) if op == "conv2d" else (rest[0], rest[1:])
     stride, padding, dilation, groups, *names = geometry
     name = (names[0] if names else None) or choice.name or ""

@@ -54,7 +54,7 @@ def convolve(layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
         bias=keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
         **(fused or {}),
     )
-    return layer.activation(z) if fused is None else z  # type: ignore[no-any-return]
+    return layer.activation(z) if fused is None else z
 
 
 @keras.saving.register_keras_serializable(package="torchconv")

@@ -14,11 +14,15 @@ namespace {
 
 std::atomic<size_t> touched{0};
 
+// Since the last call of take_scratch_need, the `epoch`th.
+std::atomic<size_t> needed{0}, epoch{0};
+
 constexpr size_t huge_page = size_t(2) << 20;
 
 struct Region {
   char* base = nullptr;
   size_t used = 0, most = 0;
+  size_t need = 0, epoch = 0;
 
   void reserve() {
 #if defined(__linux__)
@@ -54,6 +58,11 @@ thread_local Region region;
 
 size_t scratch_bytes() { return touched; }
 
+size_t take_scratch_need() {
+  ++epoch;
+  return needed.exchange(0);
+}
+
 Scratch::Scratch() : before_(region.used) {}
 
 Scratch::~Scratch() { region.used = before_; }
@@ -68,6 +77,11 @@ void* Scratch::bytes(size_t size) {
   if (end > r.most) {
     touched += end - r.most;
     r.most = end;
+  }
+  if (const size_t now = epoch; r.epoch != now) r.epoch = now, r.need = 0;
+  if (end > r.need) {
+    needed += end - r.need;
+    r.need = end;
   }
   return start;
 }

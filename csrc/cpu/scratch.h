@@ -14,6 +14,9 @@ constexpr size_t scratch_per_thread = size_t(32) << 20;
 // Bytes touched so far by all threads that are alive.
 size_t scratch_bytes();
 
+// Bytes that all threads have needed since the last call: the sum of what each one held at its most.
+size_t take_scratch_need();
+
 // A stack of the calling thread's memory; what a Scratch has handed out is free again when it dies. Throws
 // std::bad_alloc if the system refuses the memory.
 class Scratch {

@@ -4,6 +4,7 @@
 //   fits<S>(parts)         can `correlate` do it?
 //   fits_weight<S>(Conv)   can `grad_weight` do it?
 //   suits(Conv, Op)        is it likely to be faster than the rows behind it?
+//   does, is_for           the same in words
 //   correlate, grad_weight
 
 template <class Condition>
@@ -66,5 +67,6 @@ template <class Kernel, class... Types>
 Implementation row(const std::string& name, bool (*available)()) {
   static const std::string kept = name;
   using F = Columns<Kernel, Types...>;
-  return {kept.c_str(), available, F::supports, Kernel::suits, F::forward, F::grad_input, F::grad_weight};
+  return {kept.c_str(),   available,  F::supports,   Kernel::suits, Kernel::does,
+          Kernel::is_for, F::forward, F::grad_input, F::grad_weight};
 }

@@ -3,6 +3,9 @@
 // gemm, whose elements are E<S>: numbers or pairs.
 template <template <class S> class E>
 struct Gemm {
+  static constexpr const char* does = "what its packed weights and sums leave room for in its working memory";
+  static constexpr const char* is_for = "everything";
+
   template <class S>
   static bool fits(const Parts& parts) {
     return all_of(parts, [](const Correlation& conv) { return gemm::plan<E<S>, S>(conv).possible; });
@@ -24,6 +27,11 @@ struct Gemm {
 };
 
 struct Winograd {
+  static constexpr const char* does =
+      "3x3 kernels of stride 1, of at most 4096 channels a group, and grad_weight without dilation";
+  static constexpr const char* is_for =
+      "32 channels and more (16 in each of several groups) and outputs of 4x4 and more";
+
   static bool fits(const Conv& conv) {
     return conv.rows.kernel == 3 && conv.cols.kernel == 3 && conv.rows.stride == 1 && conv.cols.stride == 1 &&
            conv.C_per_group() <= 4096 && conv.K_per_group() <= 4096;
@@ -55,6 +63,9 @@ struct Winograd {
 };
 
 struct Slab {
+  static constexpr const char* does = "groups that are no wider than a vector, if its working memory has room for them";
+  static constexpr const char* is_for = "groups of which a vector holds several";
+
   template <class S>
   static bool fits(const Parts& parts) {
     return slab::fits<S>(parts);

@@ -4,6 +4,10 @@ template <class S>
 using Paired = Pair;
 
 struct PairGemm : Gemm<Paired> {
+  static constexpr const char* does = "bfloat16, if its working memory has room for weights and sums";
+  static constexpr const char* is_for =
+      "3 and more channels read and 16 written (grad_weight: 8, and several images) in a group";
+
   // Twice as fast as a product of numbers, where its vectors are filled.
   static bool suits(const Conv& conv, Op op) {
     const int64_t in = op == Op::grad_input ? conv.K_per_group() : conv.C_per_group(),
@@ -14,11 +18,18 @@ struct PairGemm : Gemm<Paired> {
 
 // Pairs are faster still for groups.
 struct WinogradOfOneGroup : Winograd {
+  static constexpr const char* does =
+      "bfloat16: 3x3 kernels of stride 1, of at most 4096 channels, and grad_weight without dilation";
+  static constexpr const char* is_for = "32 channels and more in one group, and outputs of 4x4 and more";
+
   static bool suits(const Conv& conv, Op op) { return conv.groups == 1 && Winograd::suits(conv, op); }
 };
 
 // Depthwise layers whose tensors are read in place.
 struct Depthwise {
+  static constexpr const char* does = "bfloat16: depthwise layers in channels_last whose channels fill whole vectors";
+  static constexpr const char* is_for = "depthwise layers";
+
   template <class S>
   static bool fits(const Parts& parts) {
     return slab::fits<S>(parts) && slab::can_correlate_in_place<S>(parts);

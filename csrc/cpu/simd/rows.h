@@ -1,6 +1,9 @@
 // The rows of the grid that this instruction set offers: see columns.h.
 
 struct Planes {
+  static constexpr const char* does = "what its weights and sums leave room for in its working memory";
+  static constexpr const char* is_for = "problems that it is estimated to do faster than gemm: few channels, mostly";
+
   template <class S>
   static bool fits(const Parts& parts) {
     return all_of(parts, [](const Correlation& conv) { return planes::plan<S>(planes::flattened(conv)).possible; });

@@ -151,6 +151,7 @@ struct Taps {
   int64_t size;  // of one vector's
   const TileFunctions<X>* functions;
   bool single;       // runs have one tap each
+  int64_t tap_rows;  // 0 where there are no taps
   int64_t runs;      // of taps in a row
   int64_t row_step;  // rows of taps from one row of outputs to the next, if these two are made at a time
 
@@ -167,8 +168,9 @@ struct Taps {
     single = !functions;
     if (single) functions = tile_table<X, 1, 0>();
     runs = single ? share.c * cols.kernel : share.c;
+    tap_rows = cols.kernel > 0 ? rows.kernel : 0;
     row_step = rows.stride % rows.dilation == 0 ? rows.stride / rows.dilation : 0;
-    if (row_step >= rows.kernel) row_step = 0;
+    if (row_step >= tap_rows) row_step = 0;
   }
 
   // A tile of this part over pixels that are `pixel`, `row` and `channel` apart. Writes to `offset`.
@@ -178,7 +180,7 @@ struct Taps {
           single ? i / conv.cols.kernel * channel + i % conv.cols.kernel * conv.cols.dilation * pixel : i * channel;
     TapTile<X> tile{};
     tile.pixel = pixel, tile.row = row * conv.rows.dilation, tile.step = step;
-    tile.kernel_rows = conv.cols.kernel > 0 ? conv.rows.kernel : 0, tile.row_step = row_step;
+    tile.kernel_rows = tap_rows, tile.row_step = row_step;
     tile.offset = offset, tile.runs = runs;
     return tile;
   }
