@@ -10,6 +10,7 @@ except ImportError as error:
     raise ImportError(explain(error)) from error
 
 from torchconv import autocast, fake, functional, vmap  # noqa: F401
+from torchconv.conversion import Report, convert, converting, revert
 from torchconv.functional import conv2d
 from torchconv.implementations import Implementation, chosen, implementations, use
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
@@ -24,10 +25,14 @@ __all__ = [
     "ConvTranspose2d",
     "Implementation",
     "MaxPool2d",
+    "Report",
     "chosen",
     "conv2d",
+    "convert",
+    "converting",
     "functional",
     "implementations",
+    "revert",
     "scratch_bytes",
     "use",
 ]

@@ -1,0 +1,452 @@
+"""convert, revert and converting: the same objects, the same results, and a report that tells what happened."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import torchconv
+from torchconv import Conv2d, convert, converting, revert
+
+
+class PlainSubclass(nn.Conv2d):
+    """Computes what torch.nn.Conv2d does, and has more to it."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def shrink(self):
+        return self.weight.abs().sum()
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, input):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Quiet(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return 0.5 * super()._conv_forward(input, weight, bias)
+
+
+class Block(nn.Module):
+    """Shared activations, functions and methods, as in the networks of torchvision."""
+
+    def __init__(self, channels=8):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels, affine=False)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.conv4 = nn.Conv2d(channels, channels, 1, groups=2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x, extra=None):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y = self.relu(y + x)
+        y = F.leaky_relu(self.conv3(y), 0.2)
+        y = self.conv4(y).sigmoid()
+        return y if extra is None else y + extra
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Tanh())
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) if x.sum() > 0 else self.second(-x)
+
+
+def settled(model):
+    """In evaluation mode, with batch statistics and scales that are none of the initial ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------------------------------- in place
+
+
+def test_convert_keeps_objects_parameters_hooks_and_optimizer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, padding="same", padding_mode="reflect"))
+    layers, parameters = list(model), list(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(2, 3, 9, 9)
+    before = model(x)
+    report = convert(model)
+    assert report.model is model
+    assert report.changed == {"0": "Conv2d", "2": "Conv2d"}
+    assert report.left == {}
+    assert all(a is b for a, b in zip(layers, model, strict=True))
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert type(model[0]) is type(model[2]) is Conv2d
+    close(model(x), before)
+    assert len(seen) == 2
+    model(x).sum().backward()
+    weight = model[0].weight.clone()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, weight)
+    assert convert(model).changed == {}
+
+
+def test_convert_then_revert_is_as_before():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 4, 3, stride=2, padding=1)), PlainSubclass(4))
+    states = [dict(vars(module)) for module in model.modules()]
+    types = [type(module) for module in model.modules()]
+    convert(model)
+    report = revert(model)
+    assert report.changed == {"0": "Conv2d", "1.0": "Conv2d", "2": "PlainSubclass"}
+    assert [type(module) for module in model.modules()] == types
+    assert [dict(vars(module)) for module in model.modules()] == states
+
+
+def test_the_model_itself_and_shared_layers():
+    layer = nn.Conv2d(2, 2, 3)
+    assert convert(layer).changed == {"": "Conv2d"}
+    assert type(layer) is Conv2d
+    shared = nn.Conv2d(2, 2, 1)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+    assert convert(model).changed == {"a": "Conv2d"}
+    assert model["a"] is model["b"][0]
+
+
+def test_subclasses_without_a_forward_remain_what_they_are():
+    layer = PlainSubclass(4)
+    x = torch.randn(2, 4, 6, 6)
+    before, shrunk = layer(x), layer.shrink()
+    assert convert(layer).changed == {"": "PlainSubclass"}
+    assert isinstance(layer, Conv2d)
+    assert isinstance(layer, PlainSubclass)
+    assert layer.shrink() == shrunk
+    with torchconv.use("cpu.reference"):
+        close(layer(x), before)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for again in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+        assert type(again) is type(layer)
+        assert torch.equal(again(x), layer(x))
+    revert(layer)
+    assert type(layer) is PlainSubclass
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (Standardized(3, 4, 3), "Standardized has a forward of its own"),
+        (Quiet(3, 4, 3), "Quiet has a forward of its own"),
+        (nn.Conv2d(3, 4, 3).to(torch.float8_e4m3fn), "torchconv has no kernels for torch.float8_e4m3fn"),
+    ],
+)
+def test_what_is_left_alone_is_reported(layer, reason):
+    model, kind = nn.Sequential(layer), type(layer)
+    report = convert(model)
+    assert report.left == {"0": reason}
+    assert type(model[0]) is kind
+    assert str(report) == f"0  left: {reason}\n0 layers changed, 1 left as they were"
+
+
+def test_a_forward_that_was_replaced_is_left_alone():
+    layer = nn.Conv2d(3, 4, 1)
+    layer.forward = lambda x: x
+    assert convert(layer).left == {"": "its forward has been replaced"}
+    assert layer(3) == 3
+
+
+def test_a_device_without_kernels_is_left_alone():
+    class Elsewhere(nn.Parameter):
+        device = torch.device("cuda:0")
+
+    layer = nn.Conv2d(3, 4, 1)
+    layer.weight.__class__ = Elsewhere
+    assert convert(layer).left == {"": "torchconv has no kernels for the device cuda:0"}
+    assert convert(nn.Conv2d(3, 4, 1, device="meta")).changed == {"": "Conv2d"}
+
+
+def test_lazy_layers_change_when_they_know_their_size():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyConv2d(2, 1))
+    assert convert(model).changed == {"0": "LazyConv2d", "2": "LazyConv2d"}
+    assert model(torch.randn(1, 3, 5, 5)).shape == (1, 2, 3, 3)
+    assert type(model[0]) is type(model[2]) is Conv2d
+    again = nn.Sequential(nn.LazyConv2d(4, 3))
+    convert(again)
+    revert(again)
+    again(torch.randn(1, 3, 5, 5))
+    assert type(again[0]) is nn.Conv2d
+
+
+def test_parametrized_and_pruned_layers():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    prune.l1_unstructured(model[1], "weight", amount=0.5)
+    x = torch.randn(2, 3, 6, 6)
+    before = model(x)
+    other = copy.deepcopy(model[0])
+    convert(model)
+    close(model(x), before)
+    assert isinstance(model[0], Conv2d)
+    assert not isinstance(other, Conv2d)
+    assert parametrize.is_parametrized(model[0])
+    assert torch.equal(copy.deepcopy(model[0])(x), model[0](x))
+    parametrizations.orthogonal(model[2])
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is Conv2d
+    report = revert(model)
+    assert list(report.changed) == ["0", "1", "2"]
+    assert type(model[0]) is nn.Conv2d
+    assert type(model[2]).__name__ == "ParametrizedConv2d"
+    assert not isinstance(model[2], Conv2d)
+    assert model(x).shape == before.shape
+    close(model[:2](x), nn.Sequential(*model[:2])(x))
+
+
+def test_revert_leaves_what_torch_cannot_be():
+    class Own(Conv2d):
+        pass
+
+    model = nn.Sequential(
+        Conv2d(3, 3, 3, activation="relu"),
+        Conv2d(3, 3, 3, padding=(0, 1, 2, 3)),
+        Conv2d(3, 3, 3, stride=2, padding="same"),
+        Own(3, 3, 3),
+        Conv2d(3, 3, 3, padding="same"),
+    )
+    report = revert(model)
+    assert report.left == {
+        "0": "Conv2d has no activation, and this layer has 'relu'",
+        "1": "Conv2d has no padding=(0, 1, 2, 3)",
+        "2": "Conv2d has no padding='same' with stride=(2, 2)",
+        "3": "Own is a class of its own",
+    }
+    assert report.changed == {"4": "Conv2d"}
+    assert type(model[4]) is nn.Conv2d
+    assert repr(model[4]) == repr(nn.Conv2d(3, 3, 3, padding="same"))
+    assert model[4](torch.randn(1, 3, 5, 5)).shape == (1, 3, 5, 5)
+
+
+def test_converting_reaches_every_module_that_is_built_within():
+    with converting() as report:
+        model = Block()
+        first = nn.Sequential(nn.Conv2d(3, 8, 1), Standardized(8, 8, 1))
+    after = nn.Sequential(nn.Conv2d(3, 8, 1))
+    assert all(type(getattr(model, f"conv{i}")) is Conv2d for i in (1, 2, 3, 4))
+    assert type(first[0]) is Conv2d
+    assert type(after[0]) is nn.Conv2d
+    assert {"Block.conv1", "Sequential.0"} <= set(report.changed)
+    assert report.left == {"Sequential.1": "Standardized has a forward of its own"}
+    with pytest.raises(KeyError), converting():
+        raise KeyError
+    assert type(nn.Sequential(nn.Conv2d(3, 8, 1))[0]) is nn.Conv2d
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, but got function"):
+        convert(lambda x: x)
+    with pytest.raises(ValueError, match=r"fold_batchnorm is for inference: call model\.eval\(\) first"):
+        convert(Block(), fold_batchnorm=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ folding
+
+
+def names(model):
+    return [type(module).__name__ for module in model.modules()]
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.3), nn.ReLU6(), nn.Sigmoid(), nn.Tanh()]
+)
+def test_activations_that_are_folded(activation):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 2, 1))
+    report = convert(model, fold_activation=True)
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    assert report.folded == {"0": [type(activation).__name__]}
+    assert names(report.model) == ["Sequential", "Conv2d", "Conv2d"]
+    close(report.model(x), model(x))
+    assert names(model) == ["Sequential", "Conv2d", type(activation).__name__, "Conv2d"]
+    assert type(model[0]) is nn.Conv2d
+    ours, theirs = (torch.autograd.grad(m(x).square().sum(), [x, *model.parameters()]) for m in (report.model, model))
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.LeakyReLU(-0.5), nn.Softmax(1), nn.Dropout(0.5)])
+def test_activations_that_are_not(activation):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), activation).eval()
+    report = convert(model, fold_activation=True)
+    assert report.folded == {}
+    x = torch.randn(2, 3, 6, 6)
+    close(report.model(x), model(x))
+
+
+@pytest.mark.parametrize("batchnorm", [False, True])
+@pytest.mark.parametrize("activation", [False, True])
+def test_a_network_with_shared_activations_and_functions(batchnorm, activation):
+    model = settled(Block())
+    state = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 8, 7, 6)
+    report = convert(model, fold_activation=activation, fold_batchnorm=batchnorm)
+    if not batchnorm and not activation:
+        assert report.model is model
+        return
+    expected = {"conv1": ["BatchNorm2d"] * batchnorm + ["ReLU"] * (batchnorm and activation)}
+    expected |= {"conv2": ["BatchNorm2d"] * batchnorm}
+    expected |= {"conv3": ["leaky_relu"] * activation, "conv4": ["sigmoid"] * activation}
+    assert report.folded == {name: parts for name, parts in expected.items() if parts}
+    assert report.changed == dict.fromkeys(["conv1", "conv2", "conv3", "conv4"], "Conv2d")
+    close(report.model(x), model(x), 1e-4)
+    assert torch.equal(report.model(x), report.model(x))
+    with pytest.raises(AssertionError):
+        report.model(x, x)  # torch.fx has taken the default for a constant
+    # The model itself is as before.
+    assert type(model.conv1) is nn.Conv2d
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
+    assert (report.model.conv1.weight is model.conv1.weight) == (not batchnorm)
+    assert report.model.conv3.weight is model.conv3.weight
+    assert "BatchNorm2d + ReLU" in str(report) if batchnorm and activation else True
+
+
+def test_where_torch_fx_cannot_trace_the_parts_are_folded():
+    model = settled(Untraceable())
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    assert report.folded == {"first.0": ["BatchNorm2d", "ReLU"], "second.0": ["Tanh"]}
+    x = torch.randn(2, 3, 6, 6)
+    close(report.model(x), model(x), 1e-4)
+    assert "BatchNorm2d" in names(model)
+    assert type(report.model) is Untraceable
+
+
+class Twice(nn.Module):
+    """What follows a call is not all that happens to its layer, or to its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other, self.bn = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x)) + self.conv(x)  # a layer that is called twice
+        y = self.other(x)
+        return self.bn(y) + y.relu()  # a result that is used twice
+
+
+def test_nothing_is_folded_that_others_see():
+    model = settled(Twice())
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    assert report.folded == {}
+    assert set(report.changed) == {"conv", "other"}
+    x = torch.randn(2, 3, 5, 5)
+    close(report.model(x), model(x))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_hooks_are_never_lost(which):
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    seen = []
+    model[which].register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    x = torch.randn(2, 3, 5, 5)
+    model(x)
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    report.model(x)
+    close(*seen)
+    assert report.folded == ({"0": ["BatchNorm2d"]} if which == 2 else {})
+
+
+def test_layers_with_an_activation_and_parametrized_ones():
+    model = settled(nn.Sequential(Conv2d(3, 4, 3, activation="relu"), nn.BatchNorm2d(4)))
+    x = torch.randn(2, 3, 5, 5)
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    assert report.folded == {}
+    close(report.model(x), model(x))
+    model = settled(nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
+    report = convert(model, fold_batchnorm=True)
+    assert report.folded == {}
+    close(report.model(x), model(x))
+
+
+# ------------------------------------------------------------------------------------------- other people's networks
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    try:
+        import torchvision
+    except RuntimeError:  # its compiled operators are for another build of torch; the networks need none of them
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision
+
+
+def check_network(model, size, **folding):
+    """Converted, folded and reverted, the network has the same results."""
+    model, x = settled(model), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        before = model(x)
+        folded = convert(copy.deepcopy(model), fold_activation=True, fold_batchnorm=True)
+        plain = convert(model)
+        scale = before.abs().max()
+        close(model(x) / scale, before / scale, 1e-4)
+        close(folded.model(x) / scale, before / scale, 1e-4)
+        revert(model)
+        assert torch.equal(model(x), before)
+    return plain, folded
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "folded", "left"),
+    [
+        ("resnet18", 20, 20, 0),
+        ("mobilenet_v2", 52, 52, 0),
+        ("vgg11_bn", 8, 8, 0),
+        ("googlenet", 59, 57, 0),
+        ("densenet121", 120, 59, 0),
+    ],
+)
+def test_networks_of_torchvision(torchvision, name, layers, folded, left):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    plain, fused = check_network(getattr(torchvision.models, name)(**options), 64)
+    assert (len(plain.changed), len(plain.left)) == (layers, left)
+    assert len(fused.folded) == folded
+    assert not any("BatchNorm" in kind for kind in names(fused.model)) or name == "densenet121"
+
+
+def test_timm_with_its_own_same_padding(torchvision):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=10)
+    same = [name for name, layer in model.named_modules() if type(layer).__name__ == "Conv2dSame"]
+    assert same
+    plain, _ = check_network(model, 65)
+    assert plain.left == {}
+    assert {plain.changed[name] for name in same} == {"Conv2dSame"}
+    convert(model)
+    assert all(model.get_submodule(name).padding == "same" for name in same)
+    revert(model)
+    assert all(model.get_submodule(name).padding == (0, 0) for name in same)
+
+
+def test_timm_with_standardized_weights(torchvision):
+    timm = pytest.importorskip("timm")
+    report = convert(timm.create_model("nf_regnet_b0", num_classes=10))
+    assert all("has a forward of its own" in reason for reason in report.left.values())
+    assert report.left
