@@ -13,7 +13,7 @@ import torch
 
 import torchconv
 from torchconv import _C
-from torchconv.diagnose import explain
+from torchconv.diagnose import diagnosis
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,11 +87,11 @@ def test_backend_asks_for_the_pinned_torch_otherwise(monkeypatch):
 def test_the_import_error_explains_itself(tmp_path):
     error = ImportError("undefined symbol: something")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert "has not been built" in explain(error, tmp_path)
+    assert "has not been built" in diagnosis(error, tmp_path)
     (tmp_path / "_C.cpython-27-old.so").touch()
-    assert "built for another Python (_C.cpython-27-old.so)" in explain(error, tmp_path)
+    assert "built for another Python (_C.cpython-27-old.so)" in diagnosis(error, tmp_path)
     shutil.copy(_C.__file__, tmp_path / f"_C{suffix}")
-    text = explain(error, tmp_path)
+    text = diagnosis(error, tmp_path)
     assert f"built with torch {_C.build_info()['torch']}, and does not load in" in text
     for part in (torch.__version__, "pip install --force-reinstall", "undefined symbol: something"):
         assert part in text

@@ -5,12 +5,13 @@ import torch  # noqa: F401  (loads the libraries that _C needs)
 try:
     from torchconv import _C
 except ImportError as error:
-    from torchconv.diagnose import explain
+    from torchconv.diagnose import diagnosis
 
-    raise ImportError(explain(error)) from error
+    raise ImportError(diagnosis(error)) from error
 
 from torchconv import autocast, fake, functional, vmap  # noqa: F401
 from torchconv.conversion import Report, convert, converting, revert
+from torchconv.explanation import Explanation, explain
 from torchconv.functional import conv2d
 from torchconv.implementations import Implementation, chosen, implementations, use
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
@@ -23,6 +24,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "ConvTranspose2d",
+    "Explanation",
     "Implementation",
     "MaxPool2d",
     "Report",
@@ -30,6 +32,7 @@ __all__ = [
     "conv2d",
     "convert",
     "converting",
+    "explain",
     "functional",
     "implementations",
     "revert",

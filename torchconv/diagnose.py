@@ -23,7 +23,7 @@ def source() -> str:
     return shlex.quote(url.removeprefix("file://")) if note else f"<{url}>"
 
 
-def explain(error: ImportError, folder: Path | None = None) -> str:
+def diagnosis(error: ImportError, folder: Path | None = None) -> str:
     """One paragraph: what was built, what was found, what to type. `folder` is where the extension should lie."""
     folder = folder or Path(__file__).parent
     python = f"Python {sys.version_info.major}.{sys.version_info.minor} and torch {torch.__version__}"

@@ -96,7 +96,8 @@ def defaults(model: nn.Module) -> dict[str, Any]:
 
 def twin(module: Any) -> Any:
     """Another object with the same parameters, buffers, children, hooks and attributes."""
-    other = type(module).__new__(type(module))
+    kind: Any = type(module)
+    other = kind.__new__(kind)
     vars(other).update(
         {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
     )

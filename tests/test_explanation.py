@@ -1,0 +1,261 @@
+"""explain: the textbook's numbers, what is really saved and allocated, and which kernel really runs."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import torchconv
+from torchconv import Conv1d, Conv2d, ConvTranspose2d, explain
+
+
+def network():
+    return nn.Sequential(
+        Conv2d(3, 32, 3, padding="same", activation="relu"),
+        Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.BatchNorm2d(32),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 48, 3, stride=2),
+        nn.Tanh(),
+        ConvTranspose2d(48, 16, 2, 2),
+        nn.Flatten(),
+        nn.Linear(16 * 22 * 22, 10),
+    )
+
+
+class Residual(nn.Module):
+    """A result that is needed for longer than by the next layer, functions, and a layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Conv2d(8, 8, 3, padding=1), Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x, scale):
+        y = torch.sigmoid(self.first(x))
+        y = torch.tanh(self.first(y))
+        return torch.tanh(self.second(y) + x) * scale
+
+
+def events(call):
+    """Bytes that torch's allocator gave (and took back, negative) during the call, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = call()
+    del kept
+    found = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())]
+
+
+def held(call):
+    """Bytes that are still there when the call has returned."""
+    result = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result.append(call())
+    return sum(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), result
+
+
+def peak(call):
+    most = now = 0
+    for size in events(call):
+        now += size
+        most = max(most, now)
+    return most
+
+
+def test_the_example_of_the_textbook():
+    layer = Conv2d(3, 200, 5, padding="same")
+    found = explain(layer, (1, 3, 150, 100))
+    assert found.parameters == 15_200
+    assert found.macs == 225_000_000
+    assert found.flops == 450_000_000
+    assert found.output_bytes == 12_000_000
+    assert found.output_shape == (1, 200, 150, 100)
+    assert found.layers[0].input_shape == (1, 3, 150, 100)
+    assert found.saved_bytes == found.input_bytes == 4 * 3 * 150 * 100
+    assert found.inference_bytes == found.inference_peak_bytes == 12_000_000 + found.input_bytes
+    assert explain(layer, (100, 3, 150, 100), measure_scratch=False).output_bytes == 1_200_000_000
+    assert explain(layer, (3, 150, 100)).output_shape == (200, 150, 100)
+    for text in ("15,200", "225,000,000", "12.000", "1 x 200 x 150 x 100", found.layers[0].implementation):
+        assert text in str(found)
+
+
+def test_layers_of_a_network():
+    model = network()
+    found = explain(model, (2, 3, 24, 24))
+    assert [layer.name for layer in found.layers] == [str(i) for i in range(9)]
+    assert [layer.kind for layer in found.layers] == [type(layer).__name__ for layer in model]
+    x = torch.randn(2, 3, 24, 24)
+    for layer, module in zip(found.layers, model, strict=True):
+        assert layer.input_shape == tuple(x.shape)
+        with FlopCounterMode(display=False) as counter:
+            y = module(x)
+        assert layer.output_shape == tuple(y.shape)
+        assert layer.flops == counter.get_total_flops()
+        assert layer.parameters == sum(parameter.numel() for parameter in module.parameters())
+        assert layer.output_bytes == (0 if y.data_ptr() == x.data_ptr() else y.nbytes)
+        x = y.detach()
+    assert found.parameters == sum(layer.parameters for layer in found.layers)
+    assert found.output_shape == (2, 10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_bytes_are_what_is_really_kept(training):
+    model = network().train(training)
+    x = torch.randn(4, 3, 24, 24)
+    found = explain(model, x.shape)
+    model(x)
+    real, (output,) = held(lambda: model(x))
+    # The input was there before; the last output is held here, and not needed for backward.
+    assert real == found.training_bytes - found.input_bytes + output.nbytes
+
+
+def test_training_bytes_of_residual_connections():
+    model, x, scale = Residual(), torch.randn(2, 8, 12, 12), torch.randn(1)
+    found = explain(model, [x.shape, (1,)])
+    model(x, scale)
+    real, (output,) = held(lambda: model(x, scale))
+    given = x.nbytes  # scale needs no gradient, and neither does what only its gradient would need
+    assert real == found.training_bytes - given - scale.nbytes + output.nbytes
+    assert [layer.name for layer in found.layers] == ["", "first", "first", "second"]
+    assert found.layers[0].saved_bytes > 0  # of the functions
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_inference_peak_is_what_is_really_allocated(kind):
+    if kind == "chain":
+        model, inputs = network().eval(), [torch.randn(8, 3, 24, 24)]
+        torchconv.convert(model)  # torch's own convolution makes copies that nobody sees
+    else:
+        model, inputs = Residual(), [torch.randn(8, 8, 24, 24), torch.randn(1)]
+    found = explain(model, [x.shape for x in inputs])
+    with torch.no_grad():
+        model(*inputs)
+        real = peak(lambda: model(*inputs)) + sum(x.nbytes for x in inputs)
+    assert found.inference_peak_bytes == pytest.approx(real, rel=0.002)
+    if kind == "residual":
+        assert found.inference_bytes < found.inference_peak_bytes
+
+
+def test_the_rule_of_two_layers_holds_in_a_chain():
+    model = nn.Sequential(*(Conv2d(c, k, 3, padding=1) for c, k in ((3, 64), (64, 16), (16, 80), (80, 4))))
+    found = explain(model, (8, 3, 20, 20))
+    assert found.inference_bytes == (16 + 80) * 8 * 20 * 20 * 4
+    x = torch.randn(8, 3, 20, 20)
+    with torch.no_grad():
+        model(x)
+        assert found.inference_bytes == pytest.approx(peak(lambda: model(x)), rel=0.002)
+
+
+def test_the_kernels_are_those_that_run():
+    found = explain(Conv2d(64, 64, 3, padding=1), (2, 64, 14, 14))
+    x, w = torch.randn(2, 64, 14, 14), torch.randn(64, 64, 3, 3)
+    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    calls = {"conv2d": (x, w), "conv2d_grad_input": (x, w, (14, 14)), "conv2d_grad_weight": (x, x, (3, 3))}
+    assert [choice.op for choice in found.layers[0].choices] == list(calls)
+    rows = [row.name for row in torchconv.implementations()]
+    for choice in found.layers[0].choices:
+        assert choice.implementation == torchconv.chosen(choice.op, *calls[choice.op], *geometry)
+        assert list(choice.passed_over) == rows[: rows.index(choice.implementation)]
+        assert all(choice.passed_over.values())
+    assert found.layers[0].implementation.endswith("winograd")
+    assert len(explain(Conv2d(64, 64, 3).eval(), (2, 64, 14, 14)).layers[0].choices) == 1
+
+
+def test_why_the_others_are_passed_over():
+    best = next(row.name for row in torchconv.implementations() if row.available and "_bf16" not in row.name)
+    isa = best.rpartition(".")[0]
+    few = explain(Conv2d(8, 8, 3, padding=1), (2, 8, 14, 14)).layers[0].choices[0].passed_over
+    assert few[f"{isa}.winograd"].startswith("it is for 32 channels and more")
+    five = explain(Conv2d(64, 64, 5, padding=1), (2, 64, 14, 14)).layers[0].choices[0].passed_over
+    assert five[f"{isa}.winograd"].startswith("it does 3x3 kernels of stride 1")
+    assert all(
+        reason == "this machine does not have its instructions"
+        for row in torchconv.implementations()
+        for name, reason in few.items()
+        if row.name == name and not row.available
+    )
+    with torchconv.use("cpu.reference"):
+        named = explain(Conv2d(64, 64, 3, padding=1), (2, 64, 14, 14)).layers[0].choices[0]
+    assert named.implementation == "cpu.reference"
+    assert named.passed_over[f"{isa}.winograd"] == "another one was named"
+    empty = explain(Conv2d(64, 64, 3, padding=1), (0, 64, 14, 14)).layers[0].choices[0]
+    assert empty.implementation == "cpu.reference"
+    assert empty.passed_over[f"{isa}.gemm"] == "it does not do empty tensors"
+
+
+def test_memory_format_and_dtype():
+    layer = Conv2d(64, 64, 1, dtype=torch.float64)
+    assert explain(layer, (2, 64, 14, 14)).output_bytes == 2 * 64 * 14 * 14 * 8
+    rows = {f: explain(Conv2d(48, 48, 1), (2, 48, 28, 28), memory_format=f).layers[0].implementation for f in (torch.contiguous_format, torch.channels_last)}  # fmt: skip
+    x, w = torch.randn(2, 48, 28, 28), torch.randn(48, 48, 1, 1)
+    for memory_format, row in rows.items():
+        given = x.to(memory_format=memory_format)
+        assert row == torchconv.chosen("conv2d", given, w, (1, 1), (0,) * 4, (1, 1), 1)
+
+
+def test_scratch_is_what_a_fresh_process_would_touch():
+    layer, x = Conv2d(64, 64, 3, padding=1), torch.randn(4, 64, 28, 28)
+    found = explain(layer.eval(), x.shape)
+    assert 0 < found.scratch_bytes <= torch.get_num_threads() * 2**25
+    assert found.scratch_bytes <= torchconv.scratch_bytes()
+    torchconv._C.take_scratch_need()
+    with torch.no_grad():
+        layer(x)
+    again = torchconv._C.take_scratch_need()
+    assert again == pytest.approx(found.scratch_bytes, rel=0.6)  # a thread may have found nothing left to do
+    assert torchconv._C.take_scratch_need() == 0
+    with torchconv.use("cpu.reference"):
+        assert explain(layer, x.shape).scratch_bytes == 0
+    assert explain(layer, x.shape, measure_scratch=False).scratch_bytes == 0
+
+
+def test_nothing_changes_in_the_model():
+    model = network()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    explain(model, (4, 3, 24, 24))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 4 channels instead"):
+        explain(model, (4, 4, 24, 24))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_conv1d_transposed_and_what_has_no_result():
+    found = explain(nn.Sequential(Conv1d(4, 8, 3), nn.ReLU()), (2, 4, 16))
+    assert found.macs == 2 * 8 * 14 * 4 * 3
+    transposed = explain(ConvTranspose2d(4, 8, 3, 2), (2, 4, 5, 5))
+    assert transposed.macs == 2 * 4 * 25 * 8 * 9
+    assert [choice.op for choice in transposed.layers[0].choices] == [
+        "conv2d_grad_input",
+        "conv2d",
+        "conv2d_grad_weight",
+    ]
+    assert explain(nn.Identity(), (2, 3)).output_bytes == 0
+
+
+def test_meta_parameters_need_no_memory():
+    with torch.device("meta"):
+        model = nn.Sequential(Conv2d(3, 1000, 3), Conv2d(1000, 100_000, 3))
+    found = explain(model, (1, 3, 20, 20), measure_scratch=False)
+    assert found.parameters == 28_000 + 900_100_000
+
+
+def test_plot(tmp_path):
+    figure = explain(network(), (2, 3, 24, 24)).plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
+    memory, work = figure.axes
+    assert len(memory.patches) == 2 * len(work.patches) == 18
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "error", "message"),
+    [
+        (torch.relu, (1, 3, 4, 4), TypeError, r"model must be a torch\.nn\.Module, but got builtin_function"),
+        (nn.ReLU(), (1, 3.0), TypeError, r"input_shape must consist of ints, but got 3\.0"),
+        (nn.ReLU(), (1, -3), ValueError, "input_shape must not be negative, but got -3"),
+    ],
+)
+def test_errors(model, shape, error, message):
+    with pytest.raises(error, match=message):
+        explain(model, shape)

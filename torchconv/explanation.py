@@ -1,0 +1,315 @@
+"""torchconv.explain: what a layer or a model costs, layer by layer, before it has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from torchconv.implementations import selection
+from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation runs an operator.
+
+    Attributes:
+        op: "conv2d", "conv2d_grad_input" or "conv2d_grad_weight".
+        implementation: its name, as in torchconv.implementations().
+        passed_over: the implementations that are asked before it, and why each of them is not taken.
+        scratch_bytes: working memory that all threads together need for it, measured. Later calls use it again.
+    """
+
+    op: str
+    implementation: str
+    passed_over: dict[str, str]
+    scratch_bytes: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.implementation}, {self.scratch_bytes:,} bytes of scratch memory"]
+        return "\n".join([*lines, *(f"    not {name}: {reason}" for name, reason in self.passed_over.items())])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of one module, or what a module does between the calls of its children.
+
+    Attributes:
+        name, kind: of the module: its name in the model, and its class.
+        input_shape, output_shape: of the first tensor that goes in and of the first that comes out.
+        parameters: numbers that are learned.
+        macs: multiplications (each followed by an addition) of convolutions and matrix products.
+        output_bytes: of the result; 0 if it lies in the memory of the input.
+        saved_bytes: that the call keeps for backward, besides what an earlier layer keeps, and parameters.
+        choices: of the operators of torchconv that run in it; in training mode those of its backward pass, too.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    output_bytes: int
+    saved_bytes: int
+    choices: tuple[Choice, ...]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions: 2 for each of macs."""
+        return 2 * self.macs
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Working memory of its operators, which run one after the other."""
+        return max((choice.scratch_bytes for choice in self.choices), default=0)
+
+    @property
+    def implementation(self) -> str:
+        """The name of the one that runs its first operator, or "" if none of torchconv's does."""
+        return self.choices[0].implementation if self.choices else ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.kind
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.title}: {self.kind}", *(f"  {choice}" for choice in self.choices)])
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` tells. Printed, it is a table.
+
+    Attributes:
+        layers: in the order of their calls.
+        input_shapes, input_bytes, output_shape: of the model.
+        parameters: numbers that are learned, those of shared layers once.
+        inference_peak_bytes: the most that input and results take at one time where gradients are switched off,
+            without what operators of others than torchconv need while they run.
+    """
+
+    layers: tuple[Layer, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_bytes: int
+    output_shape: tuple[int, ...]
+    parameters: int
+    inference_peak_bytes: int
+
+    @property
+    def macs(self) -> int:
+        """Multiplications (each followed by an addition) of convolutions and matrix products in the forward pass."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions: 2 for each of macs."""
+        return 2 * self.macs
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the results of all layers."""
+        return sum(layer.output_bytes for layer in self.layers)
+
+    @property
+    def saved_bytes(self) -> int:
+        """That are kept for backward, besides the parameters."""
+        return sum(layer.saved_bytes for layer in self.layers)
+
+    @property
+    def training_bytes(self) -> int:
+        """By the textbook's rule for training: all that is saved, of all layers. The same as saved_bytes."""
+        return self.saved_bytes
+
+    @property
+    def inference_bytes(self) -> int:
+        """By the textbook's rule for inference: the largest two consecutive layers, the input being the first.
+
+        It holds where each layer reads the one before it. inference_peak_bytes sees, too, what is kept for longer, for
+        residual connections, say.
+        """
+        sizes = [self.input_bytes, *(layer.output_bytes for layer in self.layers if layer.output_bytes > 0)]
+        return max((a + b for a, b in pairwise(sizes)), default=self.input_bytes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Working memory of the operators of torchconv, of all threads together; they run one after the other."""
+        return max((layer.scratch_bytes for layer in self.layers), default=0)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            (
+                layer.title, layer.kind, by(layer.output_shape), f"{layer.parameters:,}", f"{layer.macs:,}",
+                mb(layer.output_bytes), mb(layer.saved_bytes), mb(layer.scratch_bytes), layer.implementation,
+            )
+            for layer in self.layers
+        ]  # fmt: skip
+        totals = mb(self.output_bytes), mb(self.saved_bytes), mb(self.scratch_bytes)
+        rows.append(("total", "", by(self.output_shape), f"{self.parameters:,}", f"{self.macs:,}", *totals, ""))
+        memory = (
+            f"training keeps {mb(self.training_bytes)} MB; inference takes {mb(self.inference_bytes)} MB for two "
+            f"layers at a time, {mb(self.inference_peak_bytes)} MB at its peak"
+        )
+        reasons = [str(layer) for layer in self.layers if layer.choices] if len(self.layers) == 1 else []
+        return "\n".join([table(rows), memory, *reasons])
+
+    def plot(self, path: Any = None) -> Any:
+        """Draw memory and FLOPs of each layer.
+
+        Args:
+            path: of a picture that is written, if there is one.
+
+        Returns:
+            the matplotlib figure.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plot() needs matplotlib: pip install 'torchconv[plot]'") from error
+        places = range(len(self.layers))
+        figure = Figure(figsize=(10, 1.2 + 0.25 * len(self.layers)), layout="constrained")
+        memory, work = figure.subplots(1, 2, sharey=True)
+        for offset, label, bytes in (
+            (-0.2, "result", [layer.output_bytes for layer in self.layers]),
+            (0.2, "saved for backward", [layer.saved_bytes for layer in self.layers]),
+        ):
+            memory.barh([place + offset for place in places], [size / 1e6 for size in bytes], 0.4, label=label)
+        memory.set(xlabel="MB", yticks=places, yticklabels=[layer.title for layer in self.layers])
+        memory.invert_yaxis()
+        memory.legend()
+        work.barh(places, [layer.flops / 1e9 for layer in self.layers], 0.6, color="tab:green")
+        work.set(xlabel="GFLOP, forward")
+        figure.suptitle(f"input {' and '.join(map(by, self.input_shapes))}")
+        if path is not None:
+            figure.savefig(path, dpi=100)
+        return figure
+
+
+def mb(number: int) -> str:
+    return f"{number / 1e6:,.3f}"
+
+
+def by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "()"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """With words to the left and numbers to the right."""
+    head = "layer", "kind", "output", "parameters", "macs", "output MB", "saved MB", "scratch MB", "implementation"
+    rows = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligns = "<<<>>>>><"
+    lines = (
+        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
+        for line in rows
+    )
+    return "\n".join(map(str.rstrip, lines))
+
+
+def explain(
+    model: nn.Module,
+    input_shape: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    measure_scratch: bool = True,
+) -> Explanation:
+    """What a call of the layer or model costs: sizes, parameters, multiplications, memory, and the kernels that run.
+
+    The model is called on tensors without data: that takes no memory, and changes nothing in it. Only the operators of
+    torchconv are run, each distinct one once and by itself, to measure their working memory.
+
+    Args:
+        model: in the mode, training or not, that is to be explained; of layers of any kind.
+        input_shape: of the input, with its batch: (N, C, H, W). For several inputs, a sequence of shapes.
+        dtype: of the inputs; by default that of the first parameter that is no integer.
+        memory_format: of inputs with four dimensions: torch.contiguous_format or torch.channels_last.
+        measure_scratch: whether to run the operators. Otherwise all scratch_bytes are 0.
+
+    Returns:
+        an Explanation.
+
+    Raises:
+        TypeError: if model is no torch.nn.Module, or a size is no int.
+        ValueError: on a negative size.
+        Whatever the model raises for inputs of this shape.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    shapes = checked_shapes(input_shape)
+    numbers = (p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    dtype = dtype or next(numbers, torch.get_default_dtype())
+
+    def make_inputs() -> tuple[Tensor, ...]:
+        inputs = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
+        return tuple(x.to(memory_format=memory_format) if x.dim() == 4 else x for x in inputs)
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        state = {
+            name: without_data(tensor, mode) for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        device = next(iter(state.values())).device if state else torch.device("cpu")
+        with Recorder(model, state.values()) as recorder, torch.enable_grad():
+            inputs = make_inputs()
+            output = first_tensor(functional_call(model, state, inputs))
+        with torch.no_grad(), Allocations() as allocations:
+            functional_call(model, state, make_inputs())
+    scratch = Scratch(measure_scratch)
+    return Explanation(
+        layers=tuple(layer(call, model.training, scratch) for call in recorder.calls if call.is_layer),
+        input_shapes=shapes,
+        input_bytes=sum(x.nbytes for x in inputs),
+        output_shape=() if output is None else tuple(output.shape),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        inference_peak_bytes=allocations.peak,
+    )
+
+
+def without_data(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """The same tensor without its data; one of the meta device, that has none, as if it were on the CPU."""
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+
+
+def checked_shapes(input_shape: Any) -> tuple[tuple[int, ...], ...]:
+    several = len(input_shape) > 0 and all(isinstance(shape, Sequence) for shape in input_shape)
+    shapes = tuple(tuple(shape) for shape in (input_shape if several else [input_shape]))
+    for size in (size for shape in shapes for size in shape):
+        if not isinstance(size, int):
+            raise TypeError(f"input_shape must consist of ints, but got {size!r} in {input_shape}")
+        if size < 0:
+            raise ValueError(f"input_shape must not be negative, but got {size} in {input_shape}")
+    return shapes
+
+
+def layer(call: Call, training: bool, scratch: Scratch) -> Layer:
+    problems = [problem for operation in call.operations for problem in operation.problems(training)]
+    own = call.module.parameters(recurse=not call.has_inner_calls)
+    return Layer(
+        name=call.name,
+        kind=type(call.module).__name__,
+        input_shape=() if call.input is None else tuple(call.input.shape),
+        output_shape=() if call.output is None else tuple(call.output.shape),
+        parameters=sum(parameter.numel() for parameter in own),
+        macs=call.macs,
+        output_bytes=call.output_bytes,
+        saved_bytes=call.saved_bytes,
+        choices=tuple(choice(problem, scratch) for problem in problems),
+    )
+
+
+def choice(problem: Problem, scratch: Scratch) -> Choice:
+    implementation, before = selection(problem.op, *problem.arguments)
+    passed_over = {name: reason or "another one was named" for name, reason in before}
+    return Choice(problem.op, implementation, passed_over, scratch.bytes_of(problem))

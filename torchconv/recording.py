@@ -1,0 +1,210 @@
+"""What happens in a call of a model, recorded on tensors without data: for torchconv.explain."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchconv import _C
+
+ops = torch.ops.torchconv
+
+#: The slots of each operator: its first two arguments, and its result.
+SLOTS = {"conv2d": "xwy", "conv2d_grad_input": "ywx", "conv2d_grad_weight": "xyw"}
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    return next(tensors(tree), None)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
+
+
+def storage_of(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class Problem(NamedTuple):
+    """One operator and its arguments: two tensors, the missing size if there is one, and the geometry."""
+
+    op: str
+    arguments: tuple[Any, ...]
+
+    def run(self) -> None:
+        a, b, *rest = self.arguments
+        zeros = (torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu").zero_() for t in (a, b))
+        with torch.no_grad():
+            getattr(ops, self.op)(*zeros, *rest)
+
+    def __str__(self) -> str:
+        a, b, *rest = self.arguments
+        return str((self.op, a.dtype, a.shape, a.stride(), b.shape, b.stride(), rest))
+
+
+class Operation(NamedTuple):
+    """An operator that has run, by its three slots."""
+
+    op: str
+    slots: dict[str, Tensor]  # x, w, y
+    geometry: tuple[Any, ...]
+
+    def problems(self, training: bool) -> Iterator[Problem]:
+        """The operator itself, and in training its derivatives: the other two."""
+        for op in (self.op, *(other for other in SLOTS if other != self.op)) if training else (self.op,):
+            a, b, c = (self.slots[slot] for slot in SLOTS[op])
+            size = () if op == "conv2d" else (list(c.shape[2:]),)
+            yield Problem(op, (a, b, *size, *self.geometry))
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    input: Tensor | None
+    output: Tensor | None = None
+    has_inner_calls: bool = False
+    # Of the call itself, without the inner ones:
+    macs: int = 0
+    saved_bytes: int = 0
+    operations: list[Operation] = field(default_factory=list)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether something happens in it besides inner calls."""
+        return not self.has_inner_calls or bool(self.macs or self.saved_bytes or self.operations)
+
+    @property
+    def output_bytes(self) -> int:
+        """Of a result in memory of its own."""
+        x, y = self.input, self.output
+        if y is None or self.has_inner_calls or (x is not None and storage_of(x) == storage_of(y)):
+            return 0
+        return y.nbytes
+
+
+class Recorder(TorchDispatchMode):
+    """Records the calls of all modules of a model. `state`: its parameters and buffers, which nobody has to save."""
+
+    def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.calls: list[Call] = []
+        self.stack: list[Call] = []
+        self.flops = FlopCounterMode(display=False)
+        self.counted = 0
+        self.saved: list[Tensor] = []  # alive, so that no two of them can have had the same storage
+        self.known = {storage_of(tensor) for tensor in state}
+
+    def __enter__(self) -> Recorder:
+        self.handles: list[Any] = []
+        for name, module in self.model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(self.begin(name), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self.end, always_call=True))
+        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
+        self.hooks.__enter__()
+        self.flops.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.flops.__exit__(*error)
+        self.hooks.__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+
+    def begin(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.count()
+            if self.stack:
+                self.stack[-1].has_inner_calls = True
+            call = Call(name, module, first_tensor((args, kwargs)))
+            self.calls.append(call)
+            self.stack.append(call)
+
+        return hook
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.count()
+        self.stack.pop().output = first_tensor(output)
+
+    def count(self) -> None:
+        """What was multiplied since the last time belongs to the innermost call."""
+        total = self.flops.get_total_flops()
+        if self.stack:
+            self.stack[-1].macs += (total - self.counted) // 2
+        self.counted = total
+
+    def save(self, tensor: Tensor) -> Tensor:
+        if storage_of(tensor) not in self.known:
+            self.known.add(storage_of(tensor))
+            self.saved.append(tensor)
+            if self.stack:
+                self.stack[-1].saved_bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "torchconv" and self.stack:
+            names = [argument.name for argument in func._schema.arguments]
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            geometry = tuple(given[name] for name in ("stride", "padding", "dilation", "groups"))
+            op = func._schema.name.removeprefix("torchconv::").removesuffix("_bias_act")
+            slots = dict(zip(SLOTS[op], (*args[:2], result), strict=True))
+            self.stack[-1].operations.append(Operation(op, slots, (*geometry, given.get("implementation"))))
+        return result
+
+
+class Allocations(TorchDispatchMode):
+    """Follows how many bytes the results of all operators take at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive: set[int] = set()
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = self.alive | {storage_of(tensor) for tensor in tensors((args, kwargs))}
+        for tensor in tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                self.alive.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return result
+
+    def free(self, storage: int, size: int) -> None:
+        self.alive.discard(storage)
+        self.bytes -= size
+
+
+class Scratch:
+    """Measures the working memory of operators, that of each distinct problem once."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.known: dict[str, int] = {}
+
+    def bytes_of(self, problem: Problem) -> int:
+        if not self.enabled:
+            return 0
+        key = str(problem)
+        if key not in self.known:
+            _C.take_scratch_need()
+            problem.run()
+            self.known[key] = _C.take_scratch_need()
+        return self.known[key]
