@@ -1,7 +1,9 @@
-"""Times whole networks of torchvision: a training step and inference, with torch's convolutions and with torchconv's.
+"""Times whole networks of torchvision: training, inference and fused inference, with torch's convolutions and ours.
 
 The same weights on both sides, and both sides in both memory formats: the four take turns, and the better format of
-each side counts. A training step is forward, loss, backward and SGD. On an idle machine:
+each side counts. A training step is forward, loss, backward and SGD. Fused inference is what each side has for it:
+torch.jit.optimize_for_inference or torch.fx.experimental.optimization.fuse, the faster one, and torchconv.convert with
+batch normalisations and activations folded. On an idle machine:
 
     python benchmarks/bench_models.py --model resnet50
 """
@@ -14,12 +16,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any
 
 import measure
 import torch
 from measure import CONTESTANTS, LAYOUTS, Times
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
 
 import torchconv
@@ -48,30 +50,11 @@ class ModelTimes(Times):
     threads: int
 
 
-def with_torchconv(layer: Any) -> torchconv.Conv2d:
-    """The same torch.nn.Conv2d, with the same parameters, of torchconv."""
-    twin = torchconv.Conv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, layer.bias is not None, layer.padding_mode, device="meta",
-    )  # fmt: skip
-    twin.weight, twin.bias = layer.weight, layer.bias
-    return twin
-
-
-def replace_convolutions(module: nn.Module) -> nn.Module:
-    """Every torch.nn.Conv2d inside the module becomes a torchconv.Conv2d."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
-            setattr(module, name, with_torchconv(child))
-        else:
-            replace_convolutions(child)
-    return module
-
-
 @dataclass(frozen=True)
 class Contestant:
     """A copy of the model, and the images, in one memory format."""
 
+    side: str  # "torch" or "ours"
     model: nn.Module
     images: Tensor
 
@@ -79,9 +62,11 @@ class Contestant:
 def contestants(model: nn.Module, images: Tensor) -> dict[str, Contestant]:
     found = {}
     for layout, memory_format in LAYOUTS.items():
-        for side, copy in ("torch", deepcopy(model)), ("ours", replace_convolutions(deepcopy(model))):
+        for side, copy in ("torch", deepcopy(model)), ("ours", deepcopy(model)):
+            if side == "ours":
+                torchconv.convert(copy)
             copy.to(memory_format=memory_format)
-            found[f"{side}_{layout}"] = Contestant(copy, images.contiguous(memory_format=memory_format))
+            found[f"{side}_{layout}"] = Contestant(side, copy, images.contiguous(memory_format=memory_format))
     return {name: found[name] for name in CONTESTANTS}
 
 
@@ -99,16 +84,34 @@ def training(contestant: Contestant, labels: Tensor) -> Callable[[], None]:
 
 
 def inference(contestant: Contestant, labels: Tensor) -> Callable[[], None]:
-    model = contestant.model.eval()
+    return calls_of(contestant.model.eval(), contestant.images)
 
+
+def fused(contestant: Contestant, labels: Tensor) -> Callable[[], None]:
+    model, images = contestant.model.eval(), contestant.images
+    if contestant.side == "ours":
+        model = torchconv.convert(model, fold_batchnorm=True, fold_activation=True).model
+        return calls_of(model.to(memory_format=memory_format_of(images)), images)
+    with torch.no_grad():
+        frozen = torch.jit.optimize_for_inference(torch.jit.trace(deepcopy(model), images))
+    calls = [calls_of(frozen, images), calls_of(fuse(model).to(memory_format=memory_format_of(images)), images)]
+    return min(calls, key=lambda call: min(measure.seconds_of(call, 1) for _ in range(4)))
+
+
+def calls_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], None]:
     def run() -> None:
         with torch.no_grad():
-            model(contestant.images)
+            model(images)
 
     return run
 
 
-MODES = {"training": training, "inference": inference}
+def memory_format_of(images: Tensor) -> torch.memory_format:
+    """Folding has made new weights."""
+    return next(format for format in LAYOUTS.values() if images.is_contiguous(memory_format=format))
+
+
+MODES = {"training": training, "inference": inference, "fused": fused}
 
 
 def output_and_gradient(contestant: Contestant, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,3 +34,30 @@ def test_digits_reach_98_percent(tmp_path):
     text = run("digits.py", "--out", tmp_path)
     assert float(re.search(r"torchconv ([\d.]+)%", text).group(1)) >= 98
     assert float(re.search(r"torchconv - torch ([\d.e+-]+)", text).group(1)) < 1e-3
+
+
+def test_swap_model():
+    text = run("swap_model.py", "--size", 64, "--batch", 2, "--rounds", 1)
+    assert "20 convolutions of resnet18 changed, 0 were left as they were" in text
+    assert "20 convolutions with something folded in" in text
+    differences = [float(found) for found in re.findall(r"differ from torch's by ([\d.e+-]+)", text)]
+    assert len(differences) == 3
+    assert max(differences) < 1e-4
+    assert len(re.findall(r"times as fast as torch", text)) == 5
+
+
+def test_port_keras():
+    text = run("port_keras.py")
+    layers = re.findall(r"^(\w+) +2 x .*largest difference ([\d.e+-]+)$", text, re.MULTILINE)
+    assert len(layers) == 10
+    assert max(float(difference) for _, difference in layers) < 1e-5
+    assert float(re.search(r"padding=1\).*: ([\d.e+-]+) off", text).group(1)) > 0.1
+
+
+def test_memory_planning(tmp_path):
+    text = run("memory_planning.py", "--out", tmp_path, "--megabytes", 40)
+    assert "15,200 parameters, 225,000,000 multiplications, 12,000,000 bytes" in text
+    for planned, real in re.findall(r"([\d.]+) MB planned, ([\d.]+) MB allocated", text):
+        assert float(planned) == pytest.approx(float(real), rel=0.005)
+        assert 38 < float(planned) <= 40
+    assert (tmp_path / "memory_planning.png").stat().st_size > 10_000

@@ -184,7 +184,7 @@ class Explanation:
             (0.2, "saved for backward", [layer.saved_bytes for layer in self.layers]),
         ):
             memory.barh([place + offset for place in places], [size / 1e6 for size in bytes], 0.4, label=label)
-        memory.set(xlabel="MB", yticks=places, yticklabels=[layer.title for layer in self.layers])
+        memory.set(xlabel="MB", yticks=places, yticklabels=[f"{layer.name} {layer.kind}" for layer in self.layers])
         memory.invert_yaxis()
         memory.legend()
         work.barh(places, [layer.flops / 1e9 for layer in self.layers], 0.6, color="tab:green")
