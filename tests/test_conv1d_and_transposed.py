@@ -157,7 +157,8 @@ def test_compile(ours, x_size, w_size, options):
 
 @few
 def test_autocast(ours, x_size, w_size, options):
-    x, w, bias = (tensor.requires_grad_() for tensor in operands(ours, x_size, w_size, options, torch.float32))
+    x, w, bias = operands(ours, x_size, w_size, options, torch.float32)
+    x, w, bias = x.requires_grad_(), w.requires_grad_(), torch.randn_like(bias).requires_grad_()
     with torch.autocast("cpu"):
         y = ours(x, w, bias, **options)
         y.float().sum().backward()

@@ -242,6 +242,7 @@ def test_revert_leaves_what_torch_cannot_be():
     }
     assert report.changed == {"4": "Conv2d"}
     assert type(model[4]) is nn.Conv2d
+    assert vars(model[4]).keys() == vars(nn.Conv2d(3, 3, 3)).keys()
     assert repr(model[4]) == repr(nn.Conv2d(3, 3, 3, padding="same"))
     assert model[4](torch.randn(1, 3, 5, 5)).shape == (1, 3, 5, 5)
 

@@ -117,6 +117,7 @@ def test_training_bytes_of_residual_connections():
     assert real == found.training_bytes - given - scale.nbytes + output.nbytes
     assert [layer.name for layer in found.layers] == ["", "first", "first", "second"]
     assert found.layers[0].saved_bytes > 0  # of the functions
+    assert found.layers[0].parameters == 0
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -137,7 +138,8 @@ def test_inference_peak_is_what_is_really_allocated(kind):
 
 
 def test_the_rule_of_two_layers_holds_in_a_chain():
-    model = nn.Sequential(*(Conv2d(c, k, 3, padding=1) for c, k in ((3, 64), (64, 16), (16, 80), (80, 4))))
+    layers = [Conv2d(c, k, 3, padding=1) for c, k in ((3, 64), (64, 16), (16, 80), (80, 4))]
+    model = nn.Sequential(*layers[:2], nn.ReLU(inplace=True), *layers[2:])  # ReLU is no layer of its own in memory
     found = explain(model, (8, 3, 20, 20))
     assert found.inference_bytes == (16 + 80) * 8 * 20 * 20 * 4
     x = torch.randn(8, 3, 20, 20)
