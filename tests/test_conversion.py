@@ -433,7 +433,8 @@ def test_networks_of_torchvision(torchvision, name, layers, folded, left):
 
 
 def test_timm_with_its_own_same_padding(torchvision):
-    timm = pytest.importorskip("timm")
+    import timm
+
     model = timm.create_model("tf_mobilenetv3_small_minimal_100", num_classes=10)
     same = [name for name, layer in model.named_modules() if type(layer).__name__ == "Conv2dSame"]
     assert same
@@ -447,7 +448,8 @@ def test_timm_with_its_own_same_padding(torchvision):
 
 
 def test_timm_with_standardized_weights(torchvision):
-    timm = pytest.importorskip("timm")
+    import timm
+
     report = convert(timm.create_model("nf_regnet_b0", num_classes=10))
     assert all("has a forward of its own" in reason for reason in report.left.values())
     assert report.left

@@ -61,3 +61,27 @@ def test_memory_planning(tmp_path):
         assert float(planned) == pytest.approx(float(real), rel=0.005)
         assert 38 < float(planned) <= 40
     assert (tmp_path / "memory_planning.png").stat().st_size > 10_000
+
+
+def test_ddp():
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        EXAMPLES / "ddp.py",
+    ]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    assert float(re.search(r"2 processes: gradients differ .* by ([\d.e+-]+)", text).group(1)) < 1e-5
+    first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+) in 50 steps", text).groups())
+    assert last < 0.2 * first
+
+
+def test_per_sample_gradients(tmp_path):
+    text = run("per_sample_gradients.py", "--out", tmp_path, "--batch", 16)
+    found = re.findall(r"^(vmap|a loop|opacus) +(\d+) calls .* layers, ([\d.e+-]+) from the loop", text, re.MULTILINE)
+    assert {name: int(calls) for name, calls, _ in found} == {"vmap": 2, "a loop": 2 * 16, "opacus": 4}
+    assert max(float(difference) for *_, difference in found) < 1e-4
+    assert (tmp_path / "per_sample_gradients.png").stat().st_size > 5_000

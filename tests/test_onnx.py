@@ -1,0 +1,235 @@
+"""torchconv.onnx: what torch.onnx.export makes of a network, run by onnxruntime, is the network."""
+
+import re
+import subprocess
+import sys
+
+import onnx
+import onnx.reference
+import onnxruntime
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+from torch.export import Dim
+
+import torchconv
+import torchconv.onnx
+from torchconv import Conv1d, Conv2d, ConvTranspose2d
+from torchconv.geometry import four_sided
+
+# The exporter's own.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in (".*LeafSpec", "# 'dynamic_shapes'")]
+ops = torch.ops.torchconv
+
+
+class Graph:
+    """A network as ONNX: its model, the operators of its nodes, and a call by onnxruntime."""
+
+    def __init__(self, network, *inputs, **options):
+        table = torchconv.onnx.translations()
+        program = torch.onnx.export(
+            network.eval(), inputs, dynamo=True, verbose=False, custom_translation_table=table, **options
+        )
+        self.model = program.model_proto
+        onnx.checker.check_model(self.model, full_check=True)
+        self.nodes = list(self.model.graph.node)
+        self.kinds = [node.op_type for node in self.nodes]
+
+    def feed(self, inputs):
+        return {entry.name: x.numpy() for entry, x in zip(self.model.graph.input, inputs, strict=True)}
+
+    def __call__(self, *inputs):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(self.model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return [torch.from_numpy(y) for y in session.run(None, self.feed(inputs))]
+
+    def reference(self, *inputs):
+        return [torch.from_numpy(y) for y in onnx.reference.ReferenceEvaluator(self.model).run(None, self.feed(inputs))]
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
+    if wanted.numel() > 0:
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+def assert_same(graph, network, *inputs, **options):
+    with torch.no_grad():
+        assert_close(graph(*inputs)[0], network(*inputs), **options)
+
+
+class Operators(nn.Module):
+    """Both operators that translate, of one case."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.case = case
+        self.w, self.bias = nn.Parameter(torch.randn(case.w)), nn.Parameter(torch.randn(case.w[0]))
+
+    def forward(self, x, y):
+        geometry = self.case.geometry
+        return (
+            ops.conv2d_bias_act(x, self.w, self.bias, *geometry),
+            ops.conv2d_grad_input(y, self.w, self.case.x[2:], *geometry),
+        )
+
+
+# onnxruntime refuses to make images of no rows
+@pytest.mark.parametrize("case", [case for case in CASES if case.x[2] > 0], ids=str)
+def test_every_geometry_is_one_node(case):
+    network, inputs = Operators(case), (torch.randn(case.x), torch.randn(case.y))
+    graph = Graph(network, *inputs)
+    assert graph.kinds == ["Conv", "ConvTranspose"]
+    assert len(graph.nodes[0].input) == 3, "the bias is in the Conv"
+    for found, wanted in zip(graph(*inputs), network(*inputs), strict=True):
+        assert_close(found, wanted.detach())
+
+
+NODES = {
+    None: [],
+    "relu": ["Relu"],
+    "leaky_relu": ["LeakyRelu"],
+    "relu6": ["Clip"],
+    "sigmoid": ["Sigmoid"],
+    "tanh": ["Tanh"],
+}
+
+
+class Activations(nn.Module):
+    """The same layer with each activation. ONNX has the slope in float32: it is one that is exact there."""
+
+    def __init__(self, bias, dtype):
+        super().__init__()
+        options = {"bias": bias, "dtype": dtype, "negative_slope": 0.25}
+        self.layers = nn.ModuleList(Conv2d(3, 4, 3, activation=activation, **options) for activation in NODES)
+
+    def forward(self, x):
+        return [layer(x) for layer in self.layers]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.float64, 1e-14)], ids=str
+)
+def test_activations_and_dtypes(bias, dtype, tolerance):
+    network, x = Activations(bias, dtype), 8 * torch.randn(2, 3, 7, 6, dtype=dtype)
+    graph = Graph(network, x)
+    assert graph.kinds == [kind for nodes in NODES.values() for kind in ["Conv", *nodes]]
+    assert {len(node.input) for node in graph.nodes if node.op_type == "Conv"} == {2 + bias}
+    run = graph.reference if dtype == torch.float64 else graph  # onnxruntime has no Conv of float64
+    for found, wanted in zip(run(x), network(x), strict=True):
+        assert_close(found, wanted.detach(), tolerance)
+
+
+def test_bfloat16_is_valid_since_opset_22():
+    layer = Conv2d(3, 4, 3, activation="relu6", dtype=torch.bfloat16)
+    assert Graph(layer, torch.randn(2, 3, 7, 6, dtype=torch.bfloat16), opset_version=22).kinds == ["Conv", "Clip"]
+
+
+#: A layer, the size of its input, and the nodes that it becomes.
+LAYERS = [
+    (Conv2d(3, 4, 3, padding="same"), (2, 3, 8, 7), ["Conv"]),
+    (Conv2d(3, 4, 3, stride=2, padding="same"), (2, 3, 8, 7), ["Conv"]),
+    (Conv2d(3, 4, (4, 3), stride=(3, 2), padding="same", dilation=(1, 2)), (2, 3, 11, 9), ["Conv"]),
+    (Conv2d(3, 4, 3, padding=(1, 2, 0, 3), stride=2), (2, 3, 8, 7), ["Conv"]),
+    (Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2), (3, 4, 9, 7), ["Conv"]),
+    (Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 8, 7), ["Pad", "Conv"]),
+    (Conv2d(3, 4, 3, padding="same", stride=2, activation="relu"), (3, 8, 7), ["Unsqueeze", "Conv", "Relu", "Squeeze"]),
+    (Conv1d(3, 4, 3, padding=(0, 2), activation="tanh"), (2, 3, 9), ["Unsqueeze", "Conv", "Tanh", "Squeeze"]),
+    (ConvTranspose2d(3, 4, 2, stride=2), (2, 3, 5, 6), ["ConvTranspose", "Add"]),
+    (ConvTranspose2d(3, 4, 3, 2, 1, 1, bias=False), (2, 3, 5, 6), ["ConvTranspose"]),
+    (ConvTranspose2d(4, 6, (3, 2), (3, 2), (2, 1), (2, 1), groups=2, dilation=(2, 1)), (2, 4, 5, 6), ["ConvTranspose", "Add"]),
+    (ConvTranspose2d(3, 4, 1, padding=(1, 0), output_padding=(3, 2), dilation=4), (2, 3, 5, 6), ["ConvTranspose", "Pad", "Add"]),
+]  # fmt: skip
+layers = pytest.mark.parametrize(("layer", "size", "kinds"), LAYERS, ids=[str(layer) for layer, _, _ in LAYERS])
+
+
+@layers
+def test_layers(layer, size, kinds):
+    x = torch.randn(size)
+    graph = Graph(layer, x)
+    assert graph.kinds == kinds
+    assert_same(graph, layer, x)
+
+
+@layers
+def test_dynamic_sizes(layer, size, kinds):
+    """Of the batch, and of height and width. Only padding that depends on them takes a node of its own."""
+    channels = len(size) - (2 if isinstance(layer, Conv1d) else 3)
+    graph = Graph(
+        layer, torch.randn(size), dynamic_shapes=({i: Dim.DYNAMIC for i in range(len(size)) if i != channels},)
+    )
+    depends = layer.padding == "same" and max(layer.stride) > 1
+    sizes = {"Shape", "Gather", "Squeeze", "Unsqueeze", "Reshape", "Concat", "Add", "Sub", "Mul", "Div", "Max", "Cast"}
+    wanted = (["Pad"] if depends else []) + kinds
+    assert [kind for kind in graph.kinds if kind not in sizes] == [kind for kind in wanted if kind not in sizes]
+    assert depends or graph.kinds == kinds
+    for extra in (0, 1, 2, 3, 5):
+        x = torch.randn([n if i == channels else n + extra for i, n in enumerate(size)])
+        assert_same(graph, layer, x)
+
+
+class InputGradient(nn.Module):
+    """A transposed convolution that is told the size of its result by a second tensor."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.padding, self.w = padding, nn.Parameter(torch.randn(4, 3, 3, 4))
+
+    def forward(self, y, like):
+        stride, dilation = (2, 3), (1, 1)
+        sides = four_sided(self.padding, like, self.w, stride, dilation)
+        return ops.conv2d_grad_input(y, self.w, like.shape[2:], stride, sides, dilation, 1)
+
+
+@pytest.mark.parametrize(
+    ("padding", "rows", "cols"), [((1, 0, 2, 1), (10, 11), (10, 11, 12)), ("same", (9, 10), (10, 11, 12))]
+)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_sizes_of_a_transposed_convolution(padding, rows, cols, dynamic):
+    """All sizes that a strided convolution takes to the same one, told by an attribute or at run time."""
+    network, y = InputGradient(padding), torch.randn(2, 4, 5, 4)
+    sizes = [torch.randn(1, 1, h, w) for h in rows for w in cols]
+    if dynamic:
+        graph = Graph(network, y, sizes[0], dynamic_shapes=({}, {2: Dim.AUTO, 3: Dim.AUTO}))
+        assert graph.kinds.count("ConvTranspose") == graph.kinds.count("Slice") == 1
+    for like in sizes:
+        if not dynamic:
+            graph = Graph(network, y, like)
+            assert graph.kinds == ["ConvTranspose"]
+        assert_same(graph, network, y, like)
+
+
+def test_a_network_with_layers_of_torch():
+    network = nn.Sequential(
+        Conv2d(3, 8, 3, stride=2, padding="same", bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Conv2d(8, 8, 3, padding=1, groups=8, activation="relu6"),
+        torchconv.MaxPool2d(2),
+        nn.Conv2d(8, 4, 1),
+        ConvTranspose2d(4, 4, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 4, 5),
+    )
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(3):
+        network(x)  # statistics of the normalisation
+    with torchconv.use("cpu.reference"):  # ONNX has no use for the name
+        graph = Graph(network, x, dynamic_shapes=({0: Dim("batch")},))
+    assert [kind for kind in graph.kinds if "Conv" in kind] == ["Conv", "Conv", "Conv", "ConvTranspose"]
+    assert "Pad" not in graph.kinds
+    for batch in (1, 5):
+        assert_same(graph, network, torch.randn(batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_import_says_what_is_missing(package):
+    code = f"import sys; sys.modules['{package}'] = None; import torchconv.onnx"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    message = r"torchconv.onnx needs onnx and onnxscript: pip install 'torchconv\[onnx\]'"
+    assert re.search(f"^ImportError: {message}", run.stderr, re.MULTILINE)

@@ -1,0 +1,87 @@
+"""Opacus (differential privacy): importing this module registers the per-sample gradients of torchconv's layers."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torchconv import autograd
+from torchconv.activations import ACTIVATIONS
+from torchconv.geometry import beside_one_row, four_sided, pair, single
+from torchconv.implementations import choice
+from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
+
+try:
+    from opacus.grad_sample import register_grad_sampler
+except ImportError as error:
+    raise ImportError("torchconv.opacus needs Opacus: pip install 'torchconv[opacus]'") from error
+
+__all__ = ["per_sample_gradients"]
+
+Layer = Conv2d | Conv1d | ConvTranspose2d
+
+
+@register_grad_sampler([Conv2d, Conv1d, ConvTranspose2d])
+@torch.no_grad()
+def per_sample_gradients(layer: Layer, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """The gradients of a layer's parameters for each sample of a batch, as Opacus asks for them.
+
+    Those of all samples are one grouped call of torch.ops.torchconv.conv2d_grad_weight. A layer with an activation is
+    computed once more, since the slope of the activation is known from its output.
+
+    Args:
+        layer: a torchconv.Conv2d, Conv1d or ConvTranspose2d, with any padding, padding_mode and activation.
+        activations: its input, [N, C, H, W] or [N, C, L], in a list.
+        backprops: the gradient of its output, [N, K, P, Q] or [N, K, Q].
+
+    Returns:
+        For each parameter that requires a gradient, [N, *its size], of the dtype of backprops.
+
+    Raises:
+        ImportError: at the import of torchconv.opacus, if Opacus is not installed.
+    """
+    x, dz = activations[0].to(backprops.dtype), backprops
+    if not isinstance(layer, ConvTranspose2d) and layer.activation is not None:
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            y = layer._conv_forward(x, layer.weight.to(x.dtype), bias)
+        dz = ACTIVATIONS[layer.activation].backward(dz, y, layer.negative_slope)
+    gradients = {}
+    if layer.weight.requires_grad:
+        gradients[layer.weight] = weight_gradients(layer, x, dz)
+    if layer.bias is not None and layer.bias.requires_grad:
+        gradients[layer.bias] = dz.flatten(2).sum(2)
+    return gradients
+
+
+def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
+    """[N, *size of the weight], of the input of a layer and the gradient of what its activation is applied to."""
+    w, padding = layer.weight, cast(Any, layer.padding)
+    if isinstance(layer, Conv1d):  # images of one row
+        x, w, dz = (tensor.unsqueeze(-2) for tensor in (x, w, dz))
+        stride, dilation = (1, single("stride", layer.stride)), (1, single("dilation", layer.dilation))
+        padding = beside_one_row(padding)
+    else:
+        stride, dilation = pair("stride", layer.stride), pair("dilation", layer.dilation)
+    if isinstance(layer, ConvTranspose2d):  # a convolution makes its input of its output, as far as windows reach
+        padding = pair("padding", padding)
+        rows, cols = (
+            max(0, (x.shape[2 + i] - 1) * stride[i] + dilation[i] * (w.shape[2 + i] - 1) + 1 - padding[i])
+            for i in (0, 1)
+        )
+        x, dz = dz[:, :, :rows, :cols], x
+        sides = padding[0], rows - x.shape[2], padding[1], cols - x.shape[3]
+    else:
+        sides = four_sided(padding, x, w, stride, dilation)
+        if layer.padding_mode != "zeros":
+            top, bottom, left, right = sides
+            x, sides = pad(x, (left, right, top, bottom), mode=layer.padding_mode), (0, 0, 0, 0)
+    geometry = (stride, sides, dilation, layer.groups, choice.name)
+
+    def of_sample(x: Tensor, dz: Tensor) -> Tensor:
+        return autograd.grad_weight(x.unsqueeze(0), dz.unsqueeze(0), w.shape[2:], geometry)
+
+    return torch.vmap(of_sample)(x, dz).reshape(len(x), *layer.weight.shape)
