@@ -254,6 +254,12 @@ def test_plot(tmp_path):
     ("model", "shape", "error", "message"),
     [
         (torch.relu, (1, 3, 4, 4), TypeError, r"model must be a torch\.nn\.Module, but got builtin_function"),
+        (
+            nn.Sequential(nn.LazyConv2d(4, 3)),
+            (1, 3, 4, 4),
+            ValueError,
+            r"model must know its sizes, but 0\.weight is lazy",
+        ),
         (nn.ReLU(), (1, 3.0), TypeError, r"input_shape must consist of ints, but got 3\.0"),
         (nn.ReLU(), (1, -3), ValueError, "input_shape must not be negative, but got -3"),
     ],

@@ -241,11 +241,14 @@ def explain(
 
     Raises:
         TypeError: if model is no torch.nn.Module, or a size is no int.
-        ValueError: on a negative size.
+        ValueError: on a negative size, or if layers of the model are lazy and have not met an input.
         Whatever the model raises for inputs of this shape.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"model must know its sizes, but {name} is lazy: call the model on an input first")
     shapes = checked_shapes(input_shape)
     numbers = (p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
     dtype = dtype or next(numbers, torch.get_default_dtype())
