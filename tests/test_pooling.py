@@ -51,6 +51,20 @@ def test_dilated_same():
     assert torch.equal(MaxPool2d(3, 2, "same", 2)(x), wanted)
 
 
+def test_integers():
+    x = -torch.randint(1, 9, (1, 2, 5, 5))
+    assert torch.equal(MaxPool2d(3, 2, "same")(x), MaxPool2d(3, 2, "same")(x.double()).long())
+
+
+@pytest.mark.parametrize("pool", [MaxPool2d, AvgPool2d])
+def test_errors_are_torchs(pool):
+    for kernel, stride in ((3, 0), (0, 1)):
+        with pytest.raises(RuntimeError, match=r"should (not be zero|be greater than zero)"):
+            pool(kernel, stride, "same")(torch.zeros(1, 1, 5, 5))
+    with pytest.raises(RuntimeError, match="dilation should be greater than zero"):
+        MaxPool2d(3, 2, "same", 0)(torch.zeros(1, 1, 5, 5))
+
+
 def test_unbatched_and_gradients():
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     for pool in (MaxPool2d(3, 2, "same"), AvgPool2d(3, 2, "same"), AvgPool2d(2, 2, "same", count_include_pad=True)):

@@ -23,6 +23,8 @@ def known_padding(padding: Any) -> Any:
 def same_sides(input: Tensor, kernel: Any, stride: Any, dilation: Any = 1) -> tuple[int, int, int, int]:
     """(left, right, top, bottom), as torch.nn.functional.pad takes them."""
     kernels, strides, dilations = pair("kernel_size", kernel), pair("stride", stride), pair("dilation", dilation)
+    if min(*kernels, *strides, *dilations) < 1:
+        return 0, 0, 0, 0  # torch's own functions refuse it by name
     top, bottom = same_padding(input.shape[-2], kernels[0], strides[0], dilations[0])
     left, right = same_padding(input.shape[-1], kernels[1], strides[1], dilations[1])
     return left, right, top, bottom
@@ -35,7 +37,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
     the bottom and the odd column to the right. Padding never wins (a window that its dilation puts beside the input
     altogether gives -inf), and ceil_mode has no effect.
 
-    Input is [N, C, H, W] or [C, H, W], of a floating-point dtype if padding is "same".
+    Input is [N, C, H, W] or [C, H, W].
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class MaxPool2d(torch.nn.MaxPool2d):
         if self.padding != "same":
             return super().forward(input)
         left, right, top, _ = sides = same_sides(input, self.kernel_size, self.stride, self.dilation)
-        padded = pad(input, sides, value=float("-inf")) if any(sides) else input
+        lowest = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
+        padded = pad(input, sides, value=lowest) if any(sides) else input
         if not self.return_indices:
             return max_pool2d(padded, self.kernel_size, self.stride, 0, self.dilation)
         values, at = max_pool2d(padded, self.kernel_size, self.stride, 0, self.dilation, return_indices=True)
