@@ -38,6 +38,7 @@ CASES_TRANSPOSED = {
     "padding_above_window": ((2, 3, 9, 8), (3, 2, 2, 2), {"padding": (3, 2)}),
     "output_padding_above_stride": ((2, 3, 4, 5), (3, 2, 2, 3), {"dilation": (4, 5), "output_padding": (3, 4), "stride": 2}),
     "output_padding_beyond_all_windows": ((2, 3, 4, 5), (3, 2, 1, 1), {"dilation": 4, "output_padding": (3, 2), "padding": (1, 0)}),
+    "result_beyond_all_windows": ((2, 1, 1, 1), (1, 1, 1, 1), {"stride": 2, "padding": 3, "output_padding": 6, "dilation": 8}),
     "empty_batch": ((0, 3, 4, 5), (3, 4, 3, 3), {}),
 }  # fmt: skip
 CALLS = [(conv1d, nn.functional.conv1d, name, *case) for name, case in CASES_1D.items()] + [

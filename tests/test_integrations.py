@@ -126,3 +126,20 @@ def test_static_quantization_leaves_the_layers_alone():
     assert "quantized" in type(quantized[2].module).__module__
     assert torch.equal(quantized[0](x), model[0](x))
     assert (quantized(x) - model(x)).abs().max() < 0.1
+
+
+def test_quantization_of_a_traced_graph_leaves_the_layers_alone():
+    from torch.ao.quantization import quantize_fx
+
+    model = nn.Sequential(Conv2d(3, 8, 3, activation="relu"), nn.Conv2d(8, 8, 3), nn.ReLU(), Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        configuration = torch.ao.quantization.get_default_qconfig_mapping("x86")
+        prepared = quantize_fx.prepare_fx(model, configuration, (x,))
+        prepared(x)
+        quantized = quantize_fx.convert_fx(prepared)
+    targets = [str(node.target) for node in quantized.graph.nodes]
+    assert sum("conv2d" in target for target in targets) == 2, "they are calls of torchconv.conv2d"
+    assert "quantized" in type(getattr(quantized, "1")).__module__
+    assert (quantized(x) - model(x)).abs().max() < 0.1

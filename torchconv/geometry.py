@@ -141,4 +141,8 @@ def transposed_size(
             f"({total[0]} x {total[1]}). Output size is too small"
         )
     size = [total[0] - beyond[0], total[1] - beyond[1]]
-    return (padding[0], after[0], padding[1], after[1]), size, beyond
+    before = list(padding)
+    for i in (0, 1):
+        if beyond[i] > 0 and size[i] < 0:  # no window reaches the result at all
+            before[i], size[i], beyond[i] = before[i] + size[i], 0, total[i]
+    return (before[0], after[0], before[1], after[1]), size, beyond

@@ -38,7 +38,7 @@ def per_sample_gradients(layer: Layer, activations: list[Tensor], backprops: Ten
         backprops: the gradient of its output, [N, K, P, Q] or [N, K, Q].
 
     Returns:
-        For each parameter that requires a gradient, [N, *its size], of the dtype of backprops.
+        For each parameter that requires a gradient, N gradients of its size, stacked, of the dtype of backprops.
 
     Raises:
         ImportError: at the import of torchconv.opacus, if Opacus is not installed.
