@@ -328,14 +328,86 @@ def test_a_network_with_shared_activations_and_functions(batchnorm, activation):
     assert "BatchNorm2d + ReLU" in str(report) if batchnorm and activation else True
 
 
-def test_where_torch_fx_cannot_trace_the_parts_are_folded():
+def test_where_torch_fx_cannot_trace_nothing_is_folded():
     model = settled(Untraceable())
-    report = convert(model, fold_activation=True, fold_batchnorm=True)
-    assert report.folded == {"first.0": ["BatchNorm2d", "ReLU"], "second.0": ["Tanh"]}
     x = torch.randn(2, 3, 6, 6)
-    close(report.model(x), model(x), 1e-4)
-    assert "BatchNorm2d" in names(model)
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    assert report.folded == {}
+    assert report.left[""].startswith("nothing is folded, since torch.fx cannot trace the model: symbolically traced")
+    assert list(report.changed) == ["first.0", "second.0"]
     assert type(report.model) is Untraceable
+    assert isinstance(report.model.first[0], Conv2d)
+    assert type(model.first[0]) is nn.Conv2d
+    close(report.model(x), model(x))
+
+
+def test_the_mode_of_each_layer_stays_as_it_is():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout())
+    model[2].eval()
+    report = convert(model, fold_activation=True)
+    assert [module.training for module in model] == [True, True, False, True]
+    assert report.folded == {"0": ["ReLU"]}
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()))
+    model[1].train()
+    model[2].train()
+    assert convert(model, fold_batchnorm=True).folded == {}
+    assert [module.training for module in model] == [False, True, True]
+
+
+class Tied(nn.Module):
+    """Reads the weights of its layer by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return F.conv_transpose2d(torch.relu(self.bn(self.conv(x))), self.conv.weight, padding=1)
+
+
+def test_weights_that_others_read_are_not_changed():
+    model, x = settled(Tied()), torch.randn(2, 3, 6, 6)
+    report = convert(model, fold_activation=True, fold_batchnorm=True)
+    assert report.folded == {}
+    close(report.model(x), model(x), 1e-4)
+
+
+@pytest.mark.parametrize("which", ["model", "follower"])
+def test_a_replaced_forward_is_never_lost(which):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 6, 6)
+    if which == "model":
+        model.forward = lambda x: 2 * model[0](x)
+    else:
+        model[1].forward = lambda x: 2 * x
+    report = convert(model, fold_activation=True)
+    assert report.folded == {}
+    close(report.model(x), model(x))
+
+
+def test_attributes_of_the_same_names_are_not_taken_for_ours():
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    layer.activation = nn.ReLU()
+    before = layer.activation(layer(x))
+    assert convert(layer).left == {"": "it has an attribute activation of its own"}
+    assert torch.equal(layer.activation(layer(x)), before)
+
+
+class Defaults(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, scale=1.0, sizes=(1, 2)):
+        return torch.relu(self.conv(x)) * scale + sizes[1]
+
+
+def test_default_arguments_remain_arguments():
+    model, x = Defaults(), torch.randn(2, 3, 6, 6)
+    report = convert(model, fold_activation=True)
+    assert report.folded == {"conv": ["relu"]}
+    close(report.model(x), model(x))
+    close(report.model(x, scale=2.0), model(x, scale=2.0))
+    close(report.model(x, 3.0, (1, 5)), model(x, 3.0, (1, 5)))
 
 
 class Twice(nn.Module):

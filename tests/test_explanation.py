@@ -1,5 +1,8 @@
 """explain: the textbook's numbers, what is really saved and allocated, and which kernel really runs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -221,6 +224,23 @@ def test_nothing_changes_in_the_model():
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 4 channels instead"):
         explain(model, (4, 4, 24, 24))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_nothing_stays_in_memory():
+    model = network()
+    reference = weakref.ref(model)
+    explain(model, (2, 3, 24, 24))
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_hooks_go_where_one_is_refused():
+    model = nn.Sequential(Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
+    with pytest.raises(RuntimeError):
+        explain(model, (2, 3, 8, 8))
+    assert not model._forward_hooks
+    assert not model[0]._forward_hooks
 
 
 def test_conv1d_transposed_and_what_has_no_result():

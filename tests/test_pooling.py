@@ -51,6 +51,11 @@ def test_dilated_same():
     assert torch.equal(MaxPool2d(3, 2, "same", 2)(x), wanted)
 
 
+def test_half_precision_does_not_overflow():
+    x = torch.full((1, 1, 4, 4), 40000.0, dtype=torch.float16)
+    torch.testing.assert_close(AvgPool2d(3, 1, "same")(x), x)
+
+
 def test_integers():
     x = -torch.randint(1, 9, (1, 2, 5, 5))
     assert torch.equal(MaxPool2d(3, 2, "same")(x), MaxPool2d(3, 2, "same")(x.double()).long())

@@ -59,8 +59,9 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
     and of dtypes that torchconv has no kernels for. Functions (torch.nn.functional.conv2d) are not seen.
 
     With `fold_activation` or `fold_batchnorm` the model is left alone altogether, and `report.model` is a new one, a
-    torch.fx.GraphModule that shares its parameters and layers: the order of the calls is found by torch.fx, where it
-    can trace the model, and part by part elsewhere. Hooks of containers are not called in it.
+    torch.fx.GraphModule that shares its parameters and layers: the order of the calls is found by torch.fx. It stays in
+    the mode in which it was traced, without arguments that are None by default, and without hooks of the model itself.
+    Of a model that torch.fx cannot trace nothing is folded, and the report says so.
 
     Args:
         model: with layers of any kind; may be a torch.nn.Conv2d itself.
@@ -82,7 +83,9 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
         raise ValueError("fold_batchnorm is for inference: call model.eval() first, but got a model with training=True")
     report = Report(model)
     if fold_activation or fold_batchnorm:
-        report.model = folding.fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
+        report.model, reason = folding.fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
+        if reason is not None:
+            report.left[""] = f"nothing is folded, since torch.fx cannot trace the model: {reason}"
     else:
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Conv2d):
@@ -98,7 +101,12 @@ def revert(model: nn.Module) -> Report:
 
     Returns:
         a Report.
+
+    Raises:
+        TypeError: if model is no torch.nn.Module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     report = Report(model)
     for name, layer in model.named_modules():
         if isinstance(layer, nn.LazyConv2d):
@@ -159,6 +167,9 @@ def convert_layer(layer: nn.Conv2d) -> str | None:
     cls: Any = type(layer)
     if "forward" in vars(layer) or "_conv_forward" in vars(layer):
         return "its forward has been replaced"
+    for name in ("activation", "negative_slope"):
+        if hasattr(layer, name):
+            return f"it has an attribute {name} of its own"
     if isinstance(layer, nn.LazyConv2d):
         if cls is not nn.LazyConv2d:
             return f"{cls.__name__} is a lazy class of its own"
@@ -191,7 +202,7 @@ def revert_layer(layer: Conv2d) -> str | None:
         return f"{original.__name__} has no activation, and this layer has {layer.activation!r}"
     if not same and layer.padding == "same" and max(layer.stride) > 1:
         return f"{original.__name__} has no padding='same' with stride={layer.stride}"
-    if len(layer.padding) == 4 and not isinstance(layer.padding, str):
+    if isinstance(layer.padding, (tuple, list)) and len(layer.padding) == 4:
         return f"{original.__name__} has no padding={layer.padding}"
     layer.__class__ = original if base is cls else rebased(cls, original)
     if same:

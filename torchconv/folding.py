@@ -44,54 +44,67 @@ class Tracer(fx.Tracer):
     """Convolutions and batch normalisations are single calls, whatever their class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or type(m).__module__.startswith("torchconv.")
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold(
-    model: nn.Module, convert: Convert, folded: dict[str, list[str]], activation: bool, batchnorm: bool, name: str = ""
-) -> nn.Module:
-    """A model of the same parameters and results, in which convolutions do what follows them.
+    model: nn.Module, convert: Convert, folded: dict[str, list[str]], activation: bool, batchnorm: bool
+) -> tuple[nn.Module, str | None]:
+    """A model of the same parameters and results, in which convolutions do what follows them; or why there is none.
 
     `convert(name, layer)` makes a layer a torchconv.Conv2d, if it can. What is folded into which layer is written to
-    `folded`.
+    `folded`. A model that torch.fx cannot trace comes back with other convolutions, and nothing folded.
     """
-    if isinstance(model, nn.Conv2d):
-        alone: nn.Conv2d = twin(model)
-        convert(name, alone)
-        return alone
-    if Tracer().is_leaf_module(model, name) or not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
-        return model
-    prefix = f"{name}." if name else ""
     try:
-        graph = Tracer().trace(model, defaults(model))
-    except Exception:  # whatever the code of the model raises when it meets torch.fx
-        whole: nn.Module = twin(model)
-        for child, module in model.named_children():
-            whole._modules[child] = fold(module, convert, folded, activation, batchnorm, prefix + child)
-        return whole
-    traced = fx.GraphModule(model, graph, type(model).__name__)
-    traced.train(model.training)
+        if "forward" in vars(model) or type(model).__call__ is not nn.Module.__call__:
+            raise TypeError("its forward or its __call__ has been replaced")
+        if Tracer().is_leaf_module(model, ""):
+            raise TypeError(f"{type(model).__name__} is a single layer to it")
+        graph = Tracer().trace(model, absent(model))
+        traced = fx.GraphModule(model, graph, type(model).__name__)
+    except Exception as error:  # whatever the code of the model raises when it meets torch.fx
+        return with_other_layers(model, convert), str(error).partition("\n")[0]
     for node in graph.nodes:
         layer = called(traced, node)
         if not isinstance(layer, nn.Conv2d):
             continue
+        target = str(node.target)
         calls = sum(called(traced, other) is layer for other in graph.nodes)
-        target, layer = str(node.target), twin(layer)
+        # Its weights, where the code of the model reads them by itself.
+        reads = any(other.op == "get_attr" and str(other.target).startswith(f"{target}.") for other in graph.nodes)
+        layer = twin(layer)
         put(traced, target, layer)
-        if convert(prefix + target, layer) and isinstance(layer, Conv2d) and calls == 1 and not has_hooks(layer):
-            parts = fold_into(traced, node, layer, activation, batchnorm)
+        if convert(target, layer) and isinstance(layer, Conv2d) and calls == 1 and not has_hooks(layer):
+            parts = fold_into(traced, node, layer, activation, batchnorm and not reads)
             if parts:
-                folded[prefix + target] = parts
+                folded[target] = parts
     graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced
+    return traced, None
 
 
-def defaults(model: nn.Module) -> dict[str, Any]:
-    """The arguments that torch.fx shall take for constants: code may ask whether they are there."""
+def absent(model: nn.Module) -> dict[str, None]:
+    """The arguments that are None by default: torch.fx shall take that for a constant, since code asks for it."""
     parameters = inspect.signature(model.forward).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+    return {parameter.name: None for parameter in parameters if parameter.default is None}
+
+
+def with_other_layers(model: nn.Module, convert: Convert) -> nn.Module:
+    """The same model of other objects, whose convolutions are converted."""
+    others: dict[nn.Module, nn.Module] = {}
+
+    def other(module: nn.Module, name: str) -> nn.Module:
+        if module not in others:
+            others[module] = twin(module)
+            if isinstance(module, nn.Conv2d):
+                convert(name, others[module])  # type: ignore[arg-type]
+            for child, inner in module.named_children():
+                others[module]._modules[child] = other(inner, f"{name}.{child}" if name else child)
+        return others[module]
+
+    return other(model, "")
 
 
 def twin(module: Any) -> Any:
@@ -109,9 +122,9 @@ def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def has_hooks(module: nn.Module | None) -> bool:
-    """Whether somebody looks at its calls, or computes its weights before them."""
+    """Whether somebody looks at its calls, computes its weights before them, or has replaced its forward."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for kind in kinds)
+    return any(getattr(module, kind, None) for kind in kinds) or (module is not None and "forward" in vars(module))
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -125,7 +138,9 @@ def fold_into(traced: fx.GraphModule, node: fx.Node, layer: Conv2d, activation: 
 
     def follower() -> fx.Node | None:
         following = next(iter(node.users)) if len(node.users) == 1 and layer.activation is None else None
-        return None if following is None or has_hooks(called(traced, following)) else following
+        if following is None or has_hooks(called(traced, following)):
+            return None
+        return following if node in (*following.args[:1], following.kwargs.get("input")) else None
 
     def drop(next_node: fx.Node) -> None:
         parts.append(type(called(traced, next_node)).__name__ if next_node.op == "call_module" else next_node.name)

@@ -108,4 +108,4 @@ class AvgPool2d(torch.nn.AvgPool2d):
         if self.count_include_pad or self.divisor_override is not None:
             return pool(input, self.divisor_override)
         ones = torch.ones((1, *input.shape[-2:]), dtype=input.dtype, device=input.device)
-        return pool(input, 1) / pool(ones, 1)  # sums / numbers of elements
+        return pool(input, None) / pool(ones, None)  # the second is the part of each window that is no padding

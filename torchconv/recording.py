@@ -101,6 +101,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.calls: list[Call] = []
+        self.handles: list[Any] = []
         self.stack: list[Call] = []
         self.flops = FlopCounterMode(display=False)
         self.counted = 0
@@ -108,13 +109,11 @@ class Recorder(TorchDispatchMode):
         self.known = {storage_of(tensor) for tensor in state}
 
     def __enter__(self) -> Recorder:
-        self.handles: list[Any] = []
-        for name, module in self.model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(self.begin(name), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self.end, always_call=True))
-        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
-        self.hooks.__enter__()
-        self.flops.__enter__()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -122,8 +121,26 @@ class Recorder(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.flops.__exit__(*error)
         self.hooks.__exit__(*error)
+        self.stop()
+
+    def start(self) -> None:
+        for name, module in self.model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(self.begin(name), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self.end, always_call=True))
+        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
+        self.hooks.__enter__()
+        self.flops.__enter__()
+
+    def stop(self) -> None:
         for handle in self.handles:
             handle.remove()
+        # A graph holds its hooks, and they hold this: nothing of it may stay.
+        self.saved.clear()
+        for call in self.calls:
+            call.input = None if call.input is None else call.input.detach()
+            call.output = None if call.output is None else call.output.detach()
+            for operation in call.operations:
+                operation.slots.update({slot: tensor.detach() for slot, tensor in operation.slots.items()})
 
     def begin(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -150,10 +167,10 @@ class Recorder(TorchDispatchMode):
     def save(self, tensor: Tensor) -> Tensor:
         if storage_of(tensor) not in self.known:
             self.known.add(storage_of(tensor))
-            self.saved.append(tensor)
+            self.saved.append(tensor.detach())
             if self.stack:
                 self.stack[-1].saved_bytes += tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # an operator's own output would keep its graph alive, and the graph the output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
