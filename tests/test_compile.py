@@ -156,3 +156,19 @@ def test_jit_trace():
     traced = torch.jit.trace(layer, x)
     assert "torchconv::conv2d_bias_act" in str(traced.graph)
     torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (torchconv.Conv2d(2, 3, 3, stride=2, padding="same"), (1, 2, 5, 6)),
+        (torchconv.Conv2d(2, 3, 3, padding="same", padding_mode="reflect"), (1, 2, 5, 6)),
+        (torchconv.Conv1d(2, 3, 4, padding="same"), (1, 2, 9)),
+        (torchconv.ConvTranspose2d(2, 3, 3, stride=2, output_padding=1), (1, 2, 5, 6)),
+    ],
+    ids=str,
+)
+def test_jit_trace_of_sizes(layer, size):
+    x = torch.randn(size)
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))

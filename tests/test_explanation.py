@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchconv
@@ -224,6 +225,14 @@ def test_nothing_changes_in_the_model():
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 4 channels instead"):
         explain(model, (4, 4, 24, 24))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_parametrized_layers_are_one_layer():
+    layer = parametrizations.weight_norm(Conv2d(3, 16, 3))
+    found = explain(nn.Sequential(layer, nn.ReLU()), (2, 3, 8, 8))
+    assert [row.name for row in found.layers] == ["0", "1"]
+    assert found.layers[0].parameters == sum(parameter.numel() for parameter in layer.parameters())
+    assert found.layers[0].output_bytes == 2 * 16 * 6 * 6 * 4
 
 
 def test_nothing_stays_in_memory():

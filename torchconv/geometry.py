@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import SymInt, Tensor
 
 #: Padding as users write it: one number, (vertical, horizontal), (top, bottom, left, right),
@@ -62,9 +63,17 @@ def four_sided(
     for value in (*stride, *dilation):
         if not (isinstance(value, (int, SymInt)) or hasattr(value, "__index__")) or value < 1:
             return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
-    top, bottom = same_padding(input.shape[-2], weight.shape[-2], stride[0], dilation[0])
-    left, right = same_padding(input.shape[-1], weight.shape[-1], stride[1], dilation[1])
+    (H, W), (R, S) = spatial_size(input), spatial_size(weight)
+    top, bottom = same_padding(H, R, stride[0], dilation[0])
+    left, right = same_padding(W, S, stride[1], dilation[1])
     return top, bottom, left, right
+
+
+def spatial_size(tensor: Tensor) -> tuple[int, int]:
+    """Its last two sizes; torch.jit.trace, which has tensors for them, gets numbers."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return int(tensor.shape[-2]), int(tensor.shape[-1])
+    return tensor.shape[-2], tensor.shape[-1]
 
 
 def explicit_padding(padding: Any) -> tuple[int, int, int, int]:
@@ -120,6 +129,7 @@ def transposed_size(
         if min(numbers) < 0:
             raise RuntimeError(f"negative {name} is not supported, but got {name}={list(numbers)}")
     after, total, beyond = [], [], []
+    y_size, w_size = spatial_size(y), spatial_size(w)
     for i in (0, 1):
         if not output_padding[i] < max(stride[i], dilation[i], 1):
             raise RuntimeError(
@@ -127,11 +137,7 @@ def transposed_size(
                 f"output_padding={list(output_padding)}, stride={list(stride)}, dilation={list(dilation)}"
             )
         total.append(
-            (y.shape[2 + i] - 1) * stride[i]
-            - 2 * padding[i]
-            + dilation[i] * (w.shape[2 + i] - 1)
-            + output_padding[i]
-            + 1
+            (y_size[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (w_size[i] - 1) + output_padding[i] + 1
         )
         beyond.append(max(output_padding[i] - padding[i] - (stride[i] - 1), 0))
         after.append(max(padding[i] - output_padding[i], 0))

@@ -125,6 +125,8 @@ class Recorder(TorchDispatchMode):
 
     def start(self) -> None:
         for name, module in self.model.named_modules():
+            if "parametrizations" in name.split("."):
+                continue  # they belong to the layer whose parameters they make
             self.handles.append(module.register_forward_pre_hook(self.begin(name), with_kwargs=True))
             self.handles.append(module.register_forward_hook(self.end, always_call=True))
         self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
