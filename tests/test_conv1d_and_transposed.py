@@ -170,6 +170,12 @@ def test_autocast(ours, x_size, w_size, options):
         assert ours(x, w, bias, **options).dtype == torch.float32
 
 
+def test_autocast_does_not_cast_float64():
+    x, w, bias = torch.randn(2, 4, 5, 5), torch.randn(4, 3, 3, 3), torch.randn(3, dtype=torch.float64)
+    with torch.autocast("cpu"), pytest.raises(RuntimeError, match=r"bias type \(torch.float64\) should be the same"):
+        conv_transpose2d(x, w, bias)
+
+
 @few
 def test_complex(ours, x_size, w_size, options):
     def fill(size):

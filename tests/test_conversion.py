@@ -392,6 +392,30 @@ def test_attributes_of_the_same_names_are_not_taken_for_ours():
     assert torch.equal(layer.activation(layer(x)), before)
 
 
+class Caching(nn.Module):
+    """Keeps what it has computed in its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.cache = Conv2d(3, 3, 1), None
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = torch.ones_like(x[:1])
+        return torch.relu(self.conv(x)) * self.cache
+
+
+def test_tracing_leaves_nothing_in_the_model():
+    model, x = Caching(), torch.randn(2, 3, 6, 6)
+    report = convert(model, fold_activation=True)
+    assert model.cache is None
+    close(report.model(x), model(x))
+    model = Caching()
+    torchconv.explain(model, x.shape)
+    assert model.cache is None
+    assert type(model(x)) is torch.Tensor
+
+
 class Defaults(nn.Module):
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 #: Modules that users need not import: what they have for them is in torchconv.__all__.
 INTERNAL = {
     "activations", "autocast", "autograd", "conversion", "diagnose", "fake", "folding", "geometry", "implementations",
-    "module", "pooling", "recording", "runtime", "vmap",
+    "module", "modules", "pooling", "recording", "runtime", "vmap",
 }  # fmt: skip
 
 

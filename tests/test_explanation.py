@@ -290,6 +290,7 @@ def test_plot(tmp_path):
             r"model must know its sizes, but 0\.weight is lazy",
         ),
         (nn.ReLU(), (1, 3.0), TypeError, r"input_shape must consist of ints, but got 3\.0"),
+        (nn.ReLU(), 5, TypeError, r"input_shape must be a sequence of ints, or of such sequences, but got 5"),
         (nn.ReLU(), (1, -3), ValueError, "input_shape must not be negative, but got -3"),
     ],
 )

@@ -51,6 +51,23 @@ def test_dilated_same():
     assert torch.equal(MaxPool2d(3, 2, "same", 2)(x), wanted)
 
 
+def test_padding_has_no_index():
+    for x in (torch.full((1, 1, 4, 4), float("-inf")), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)):
+        values, at = MaxPool2d(3, 1, "same", return_indices=True)(x)
+        assert torch.equal(x.flatten()[at.flatten()], values.flatten())
+        assert at.min() >= 0
+        assert at.max() < 16
+
+
+@pytest.mark.parametrize("pool", [MaxPool2d(3, 2, "same"), AvgPool2d(3, 2, "same"), AvgPool2d(2, 2, "same")], ids=str)
+def test_export_with_dynamic_sizes(pool):
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(nn.Sequential(pool), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({2: auto, 3: auto},))
+    for size in (8, 9, 11):
+        x = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(program.module()(x), pool(x))
+
+
 def test_half_precision_does_not_overflow():
     x = torch.full((1, 1, 4, 4), 40000.0, dtype=torch.float16)
     torch.testing.assert_close(AvgPool2d(3, 1, "same")(x), x)

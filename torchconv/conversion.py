@@ -181,13 +181,18 @@ def convert_layer(layer: nn.Conv2d) -> str | None:
     if weight.dtype not in DTYPES:
         return f"torchconv has no kernels for {weight.dtype}"
     base: Any = parametrize.type_before_parametrizations(layer)
-    same = f"{base.__module__}.{base.__qualname__}" in SAME
-    if not same and (base.forward is not nn.Conv2d.forward or base._conv_forward is not nn.Conv2d._conv_forward):
+    if not pads_same(base) and (
+        base.forward is not nn.Conv2d.forward or base._conv_forward is not nn.Conv2d._conv_forward
+    ):
         return f"{base.__name__} has a forward of its own"
     layer.__class__ = twin(base) if base is cls else rebased(cls, twin(base))
-    if same:
+    if pads_same(base):
         layer.padding = "same"
     return None
+
+
+def pads_same(cls: type) -> bool:
+    return f"{cls.__module__}.{cls.__qualname__}" in SAME
 
 
 def revert_layer(layer: Conv2d) -> str | None:
@@ -197,15 +202,14 @@ def revert_layer(layer: Conv2d) -> str | None:
     if base is not Conv2d and not hasattr(base, "converted_from"):
         return f"{base.__name__} is a class of its own"
     original: Any = getattr(base, "converted_from", nn.Conv2d)
-    same = f"{original.__module__}.{original.__qualname__}" in SAME
     if layer.activation is not None:
         return f"{original.__name__} has no activation, and this layer has {layer.activation!r}"
-    if not same and layer.padding == "same" and max(layer.stride) > 1:
+    if not pads_same(original) and layer.padding == "same" and max(layer.stride) > 1:
         return f"{original.__name__} has no padding='same' with stride={layer.stride}"
     if isinstance(layer.padding, (tuple, list)) and len(layer.padding) == 4:
         return f"{original.__name__} has no padding={layer.padding}"
     layer.__class__ = original if base is cls else rebased(cls, original)
-    if same:
+    if pads_same(original):
         layer.padding = (0, 0)
     for name in ("activation", "negative_slope"):
         vars(layer).pop(name, None)

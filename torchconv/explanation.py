@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from torchconv.implementations import selection
+from torchconv.modules import left_alone
 from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
 
 
@@ -257,7 +258,7 @@ def explain(
         inputs = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
         return tuple(x.to(memory_format=memory_format) if x.dim() == 4 else x for x in inputs)
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with left_alone(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = {
             name: without_data(tensor, mode) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
@@ -286,6 +287,8 @@ def without_data(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 
 def checked_shapes(input_shape: Any) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(input_shape, Sequence):
+        raise TypeError(f"input_shape must be a sequence of ints, or of such sequences, but got {input_shape!r}")
     several = len(input_shape) > 0 and all(isinstance(shape, Sequence) for shape in input_shape)
     shapes = tuple(tuple(shape) for shape in (input_shape if several else [input_shape]))
     for size in (size for shape in shapes for size in shape):

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchconv.module import Conv2d
+from torchconv.modules import left_alone, shallow_copy
 
 F = torch.nn.functional
 Convert = Callable[[str, nn.Conv2d], bool]
@@ -61,8 +62,9 @@ def fold(
             raise TypeError("its forward or its __call__ has been replaced")
         if Tracer().is_leaf_module(model, ""):
             raise TypeError(f"{type(model).__name__} is a single layer to it")
-        graph = Tracer().trace(model, absent(model))
-        traced = fx.GraphModule(model, graph, type(model).__name__)
+        with left_alone(model):
+            graph = Tracer().trace(model, absent(model))
+            traced = fx.GraphModule(model, graph, type(model).__name__)
     except Exception as error:  # whatever the code of the model raises when it meets torch.fx
         return with_other_layers(model, convert), str(error).partition("\n")[0]
     for node in graph.nodes:
@@ -73,7 +75,7 @@ def fold(
         calls = sum(called(traced, other) is layer for other in graph.nodes)
         # Its weights, where the code of the model reads them by itself.
         reads = any(other.op == "get_attr" and str(other.target).startswith(f"{target}.") for other in graph.nodes)
-        layer = twin(layer)
+        layer = shallow_copy(layer)
         put(traced, target, layer)
         if convert(target, layer) and isinstance(layer, Conv2d) and calls == 1 and not has_hooks(layer):
             parts = fold_into(traced, node, layer, activation, batchnorm and not reads)
@@ -97,7 +99,7 @@ def with_other_layers(model: nn.Module, convert: Convert) -> nn.Module:
 
     def other(module: nn.Module, name: str) -> nn.Module:
         if module not in others:
-            others[module] = twin(module)
+            others[module] = shallow_copy(module)
             if isinstance(module, nn.Conv2d):
                 convert(name, others[module])  # type: ignore[arg-type]
             for child, inner in module.named_children():
@@ -105,16 +107,6 @@ def with_other_layers(model: nn.Module, convert: Convert) -> nn.Module:
         return others[module]
 
     return other(model, "")
-
-
-def twin(module: Any) -> Any:
-    """Another object with the same parameters, buffers, children, hooks and attributes."""
-    kind: Any = type(module)
-    other = kind.__new__(kind)
-    vars(other).update(
-        {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
-    )
-    return other
 
 
 def called(model: nn.Module, node: fx.Node) -> nn.Module | None:

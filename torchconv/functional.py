@@ -219,17 +219,13 @@ def conv_transpose2d(
         bias = bias.to(x.dtype)[:, None, None]  # autocast may have changed it
         return x + bias if autograd.functorch_is_active() else x.add_(bias)
 
+    numbers = {"stride": strides, "padding": paddings, "output_padding": beyonds, "dilation": dilations}
+    check_types(bias, "conv_transpose2d", **numbers, groups=(groups,))
+    check_transposed(input, weight, bias, groups)
     try:
-        check_transposed(input, weight, bias, groups)
         return complex_product(real, input, weight, bias) if input.is_complex() else real(input, weight, bias)
-    except (AttributeError, OverflowError, TypeError, RuntimeError) as error:
-        numbers = {"stride": strides, "padding": paddings, "output_padding": beyonds, "dilation": dilations}
-        check_types(bias, "conv_transpose2d", **numbers, groups=(groups,))
-        if isinstance(error, OverflowError):
-            raise RuntimeError(
-                f"{numbers} make sizes of more than 64 bits for input of size {list(input.shape)}"
-            ) from None
-        raise
+    except OverflowError:
+        raise RuntimeError(f"{numbers} make sizes of more than 64 bits for input of size {list(input.shape)}") from None
 
 
 def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -249,13 +245,20 @@ def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> 
             f"{given} input{list(y.shape)} to have {w.shape[0]} channels, but got {y.shape[1]} channels instead"
         )
     for name, other in (("weight", w), ("bias", bias)):
-        if other is not None and other.dtype != y.dtype and not autograd.autocast_is_active():
+        if other is None or other.dtype == y.dtype:
+            continue
+        if not autograd.autocast_is_active() or not (is_cast(y) and is_cast(other)):
             raise RuntimeError(f"Input type ({y.dtype}) and {name} type ({other.dtype}) should be the same")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != w.shape[1] * groups):
         raise RuntimeError(
             f"{given} bias to be 1-dimensional with {w.shape[1] * groups} elements, but got bias of size "
             f"{list(bias.shape)} instead"
         )
+
+
+def is_cast(tensor: Tensor) -> bool:
+    """Whether autocast lowers its precision."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def stand_in(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any, *args: Any, **options: Any) -> Tensor:
@@ -272,7 +275,7 @@ def check_types(bias: object, function: str, **numbers: Sequence[Any]) -> None:
         raise TypeError(f"{function}(): argument 'bias' must be Tensor or None, not {type(bias).__name__}")
     for name, values in numbers.items():
         for value in values:
-            if not hasattr(value, "__index__") and not isinstance(value, torch.SymInt):
+            if not isinstance(value, (int, torch.SymInt)) and not hasattr(value, "__index__"):
                 raise TypeError(f"{function}(): argument '{name}' must be int or ints, but got {value!r}")
 
 

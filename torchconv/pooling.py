@@ -30,6 +30,13 @@ def same_sides(input: Tensor, kernel: Any, stride: Any, dilation: Any = 1) -> tu
     return left, right, top, bottom
 
 
+def padded(x: Tensor, sides: tuple[int, int, int, int], value: float = 0.0) -> Tensor:
+    """The same tensor where there is nothing to pad; a graph for all sizes cannot ask."""
+    if not torch.compiler.is_compiling() and not any(sides):
+        return x
+    return pad(x, sides, value=value)
+
+
 class MaxPool2d(torch.nn.MaxPool2d):
     """Equals `torch.nn.MaxPool2d(...)`; padding may also be "valid" (none) or "same".
 
@@ -58,13 +65,15 @@ class MaxPool2d(torch.nn.MaxPool2d):
             return super().forward(input)
         left, right, top, _ = sides = same_sides(input, self.kernel_size, self.stride, self.dilation)
         lowest = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
-        padded = pad(input, sides, value=lowest) if any(sides) else input
+        x = padded(input, sides, lowest)
         if not self.return_indices:
-            return max_pool2d(padded, self.kernel_size, self.stride, 0, self.dilation)
-        values, at = max_pool2d(padded, self.kernel_size, self.stride, 0, self.dilation, return_indices=True)
-        width = input.shape[-1]
-        # From the padded plane to that of the input.
-        return values, (at // (width + left + right) - top) * width + at % (width + left + right) - left
+            return max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation)
+        values, at = max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation, return_indices=True)
+        # From the padded plane to that of the input, whose nearest pixel is as low where the padding has won a tie.
+        height, width = input.shape[-2:]
+        row = (at // (width + left + right) - top).clamp(0, height - 1)
+        col = (at % (width + left + right) - left).clamp(0, width - 1)
+        return values, row * width + col
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
@@ -99,13 +108,13 @@ class AvgPool2d(torch.nn.AvgPool2d):
         if self.padding != "same":
             return super().forward(input)
         sides = same_sides(input, self.kernel_size, self.stride)
-        if not any(sides):
-            return avg_pool2d(input, self.kernel_size, self.stride, divisor_override=self.divisor_override)
 
-        def pool(x: Tensor, divisor: int | None) -> Tensor:
-            return avg_pool2d(pad(x, sides), self.kernel_size, self.stride, divisor_override=divisor)
+        def pool(x: Tensor) -> Tensor:
+            return avg_pool2d(
+                padded(x, sides), self.kernel_size, self.stride, divisor_override=self.divisor_override
+            )  # fmt: skip
 
         if self.count_include_pad or self.divisor_override is not None:
-            return pool(input, self.divisor_override)
+            return pool(input)
         ones = torch.ones((1, *input.shape[-2:]), dtype=input.dtype, device=input.device)
-        return pool(input, None) / pool(ones, None)  # the second is the part of each window that is no padding
+        return pool(input) / pool(ones)  # the second is the part of each window that is no padding

@@ -1,0 +1,34 @@
+"""What convert and explain need to leave other people's modules as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def attributes(module: nn.Module) -> dict[str, Any]:
+    """All that is set on the module; its own dictionaries (parameters, children, hooks, ...) are copied."""
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
+
+
+def shallow_copy(module: Any) -> Any:
+    """Another object with the same parameters, buffers, children, hooks and attributes."""
+    kind: Any = type(module)
+    other = kind.__new__(kind)
+    vars(other).update(attributes(module))
+    return other
+
+
+@contextmanager
+def left_alone(model: nn.Module) -> Iterator[None]:
+    """What the code of the model sets on its modules within the block, such as a cache, is gone after it."""
+    before = [(module, attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, values in before:
+            vars(module).clear()
+            vars(module).update(values)
