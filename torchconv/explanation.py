@@ -258,15 +258,15 @@ def explain(
         inputs = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
         return tuple(x.to(memory_format=memory_format) if x.dim() == 4 else x for x in inputs)
 
-    with left_alone(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = {
             name: without_data(tensor, mode) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         device = next(iter(state.values())).device if state else torch.device("cpu")
-        with Recorder(model, state.values()) as recorder, torch.enable_grad():
+        with left_alone(model), Recorder(model, state.values()) as recorder, torch.enable_grad():
             inputs = make_inputs()
             output = first_tensor(functional_call(model, state, inputs))
-        with torch.no_grad(), Allocations() as allocations:
+        with left_alone(model), torch.no_grad(), Allocations() as allocations:
             functional_call(model, state, make_inputs())
     scratch = Scratch(measure_scratch)
     return Explanation(

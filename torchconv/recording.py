@@ -95,13 +95,15 @@ class Call:
 
 
 class Recorder(TorchDispatchMode):
-    """Records the calls of all modules of a model. `state`: its parameters and buffers, which nobody has to save."""
+    """Records the calls of all modules of a model, by hooks that it leaves there (see torchconv.modules.left_alone).
+
+    `state`: the parameters and buffers of the model, which nobody has to save.
+    """
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.calls: list[Call] = []
-        self.handles: list[Any] = []
         self.stack: list[Call] = []
         self.flops = FlopCounterMode(display=False)
         self.counted = 0
@@ -109,11 +111,14 @@ class Recorder(TorchDispatchMode):
         self.known = {storage_of(tensor) for tensor in state}
 
     def __enter__(self) -> Recorder:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
+        for name, module in self.model.named_modules():
+            if "parametrizations" in name.split("."):
+                continue  # they belong to the layer whose parameters they make
+            module.register_forward_pre_hook(self.begin(name), with_kwargs=True)
+            module.register_forward_hook(self.end, always_call=True)
+        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
+        self.hooks.__enter__()
+        self.flops.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -121,23 +126,7 @@ class Recorder(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.flops.__exit__(*error)
         self.hooks.__exit__(*error)
-        self.stop()
-
-    def start(self) -> None:
-        for name, module in self.model.named_modules():
-            if "parametrizations" in name.split("."):
-                continue  # they belong to the layer whose parameters they make
-            self.handles.append(module.register_forward_pre_hook(self.begin(name), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self.end, always_call=True))
-        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
-        self.hooks.__enter__()
-        self.flops.__enter__()
-
-    def stop(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        # A graph holds its hooks, and they hold this: nothing of it may stay.
-        self.saved.clear()
+        # A graph holds its hooks, and they hold this: no part of the graph may stay.
         for call in self.calls:
             call.input = None if call.input is None else call.input.detach()
             call.output = None if call.output is None else call.output.detach()
