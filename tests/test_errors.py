@@ -110,8 +110,13 @@ def test_numbers_must_be_integers(name, bad):
         ({"padding_mode": "mirror"}, "padding_mode must be one of"),
         ({"padding": "full"}, "Invalid padding string 'full', should be one of"),
         ({"activation": "gelu"}, "activation must be None or one of .*'relu'.* but got 'gelu'"),
-        ({"activation": "leaky_relu", "negative_slope": -0.1}, "negative_slope must not be negative, but got -0.1"),
-        ({"negative_slope": float("nan")}, "negative_slope must not be negative, but got nan"),
+        (
+            {"activation": "leaky_relu", "negative_slope": -0.1},
+            "negative_slope must be finite and not negative, but got -0.1",
+        ),
+        ({"activation": "none"}, "activation must be None or one of .*'tanh', but got 'none'"),
+        ({"negative_slope": float("nan")}, "negative_slope must be finite and not negative, but got nan"),
+        ({"negative_slope": float("inf")}, "negative_slope must be finite and not negative, but got inf"),
     ],
     ids=str,
 )

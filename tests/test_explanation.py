@@ -153,18 +153,54 @@ def test_the_rule_of_two_layers_holds_in_a_chain():
 
 
 def test_the_kernels_are_those_that_run():
-    found = explain(Conv2d(64, 64, 3, padding=1), (2, 64, 14, 14))
+    model = nn.Sequential(Conv2d(64, 64, 1), Conv2d(64, 64, 3, padding=1))
+    found = explain(model, (2, 64, 14, 14)).layers[1]
     x, w = torch.randn(2, 64, 14, 14), torch.randn(64, 64, 3, 3)
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
     calls = {"conv2d": (x, w), "conv2d_grad_input": (x, w, (14, 14)), "conv2d_grad_weight": (x, x, (3, 3))}
-    assert [choice.op for choice in found.layers[0].choices] == list(calls)
+    assert [choice.op for choice in found.choices] == list(calls)
     rows = [row.name for row in torchconv.implementations()]
-    for choice in found.layers[0].choices:
+    for choice in found.choices:
         assert choice.implementation == torchconv.chosen(choice.op, *calls[choice.op], *geometry)
         assert list(choice.passed_over) == rows[: rows.index(choice.implementation)]
         assert all(choice.passed_over.values())
-    assert found.layers[0].implementation.endswith("winograd")
+    assert found.implementation.endswith("winograd")
     assert len(explain(Conv2d(64, 64, 3).eval(), (2, 64, 14, 14)).layers[0].choices) == 1
+
+
+def test_derivatives_are_those_that_somebody_asks_for():
+    model = nn.Sequential(Conv2d(4, 4, 3), nn.Tanh(), Conv2d(4, 4, 3), ConvTranspose2d(4, 4, 3))
+
+    def derivatives():
+        return [[choice.op for choice in layer.choices[1:]] for layer in explain(model, (2, 4, 9, 9)).layers]
+
+    assert derivatives() == [
+        ["conv2d_grad_weight"], [], ["conv2d_grad_input", "conv2d_grad_weight"], ["conv2d", "conv2d_grad_weight"],
+    ]  # fmt: skip
+    model[0].requires_grad_(False)
+    model[3].weight.requires_grad_(False)
+    assert derivatives() == [[], [], ["conv2d_grad_weight"], ["conv2d"]]
+
+
+@pytest.mark.parametrize("born_there", [False, True])
+def test_inference_mode_around_it_changes_nothing(born_there):
+    outside = explain(network(), (2, 3, 24, 24), measure_scratch=False)
+    model = network()
+    with torch.inference_mode():
+        model = network() if born_there else model
+        assert explain(model, (2, 3, 24, 24), measure_scratch=False) == outside
+
+
+def test_a_wrapped_model_is_that_inside():
+    model = network()
+    plain = explain(model, (2, 3, 24, 24), measure_scratch=False)
+    for wrapped in (torch.compile(model), nn.DataParallel(model), torch.compile(nn.DataParallel(model))):
+        assert explain(wrapped, (2, 3, 24, 24), measure_scratch=False) == plain
+
+
+def test_macs_of_recurrent_layers():
+    lstm = explain(nn.LSTM(16, 32, 2), (10, 4, 16))
+    assert lstm.macs == 10 * 4 * (4 * 32 * (16 + 32) + 4 * 32 * (32 + 32))
 
 
 def test_why_the_others_are_passed_over():
@@ -183,7 +219,7 @@ def test_why_the_others_are_passed_over():
     with torchconv.use("cpu.reference"):
         named = explain(Conv2d(64, 64, 3, padding=1), (2, 64, 14, 14)).layers[0].choices[0]
     assert named.implementation == "cpu.reference"
-    assert named.passed_over[f"{isa}.winograd"] == "another one was named"
+    assert named.passed_over[f"{isa}.winograd"] == "left out by the names that were given"
     empty = explain(Conv2d(64, 64, 3, padding=1), (0, 64, 14, 14)).layers[0].choices[0]
     assert empty.implementation == "cpu.reference"
     assert empty.passed_over[f"{isa}.gemm"] == "it does not do empty tensors"
@@ -257,11 +293,7 @@ def test_conv1d_transposed_and_what_has_no_result():
     assert found.macs == 2 * 8 * 14 * 4 * 3
     transposed = explain(ConvTranspose2d(4, 8, 3, 2), (2, 4, 5, 5))
     assert transposed.macs == 2 * 4 * 25 * 8 * 9
-    assert [choice.op for choice in transposed.layers[0].choices] == [
-        "conv2d_grad_input",
-        "conv2d",
-        "conv2d_grad_weight",
-    ]
+    assert [choice.op for choice in transposed.layers[0].choices] == ["conv2d_grad_input", "conv2d_grad_weight"]
     assert explain(nn.Identity(), (2, 3)).output_bytes == 0
 
 

@@ -152,3 +152,15 @@ def test_scratch_is_bounded(case, op, layout):
         for kernel in KERNELS:
             result = run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.reference")
             assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()
+
+
+def test_chosen_names_what_is_wrong():
+    x, w, geometry = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1), ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    with pytest.raises(
+        ValueError, match="op must be one of 'conv2d', 'conv2d_grad_input', 'conv2d_grad_weight', but got 'conv'"
+    ):
+        torchconv.chosen("conv", x, w, *geometry)
+    with pytest.raises(
+        RuntimeError, match=r"a must be float64, float32, bfloat16 or float16, but got torch\.complex64"
+    ):
+        torchconv.chosen("conv2d", x.to(torch.complex64), w, *geometry)

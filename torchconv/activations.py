@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,10 +50,9 @@ ACTIVATIONS = {
 
 def check_activation(activation: str | None, negative_slope: float) -> str:
     """The name by which the kernels know it; ValueError if there is none, or its output does not tell its slope."""
-    name = "none" if activation is None else activation
-    if name not in ACTIVATIONS:
-        known = ", ".join(repr(known) for known in ACTIVATIONS)
-        raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
-    if not negative_slope >= 0:
-        raise ValueError(f"negative_slope must not be negative, but got {negative_slope}")
-    return name
+    known = tuple(name for name in ACTIVATIONS if name != "none")
+    if activation is not None and activation not in known:
+        raise ValueError(f"activation must be None or one of {', '.join(map(repr, known))}, but got {activation!r}")
+    if not 0 <= negative_slope < math.inf:
+        raise ValueError(f"negative_slope must be finite and not negative, but got {negative_slope}")
+    return activation or "none"

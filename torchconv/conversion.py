@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torchconv import folding
 from torchconv.fake import FLOATS
 from torchconv.module import Conv2d
+from torchconv.modules import qualified_name, unwrapped
 
 #: The classes of other libraries whose forward is a convolution with TensorFlow's "same" padding.
 SAME = {"timm.layers.conv2d_same.Conv2dSame"}
@@ -40,12 +41,12 @@ class Report:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [(name, f"{kind}{''.join(f' + {part}' for part in self.folded.get(name, ()))}") for name, kind in
-                self.changed.items()]  # fmt: skip
+        kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
+        rows = [(name, " + ".join([kind, *self.folded.get(name, ())])) for name, kind in kinds.items()]
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [f"{name or '(the model)':{width}}  {what}" for name, what in rows]
-        folded = f", {len(self.folded)} of them with something folded in" if self.folded else ""
+        folded = f", {len(self.folded)} have something folded in" if self.folded else ""
         return "\n".join([*lines, f"{len(self.changed)} layers changed{folded}, {len(self.left)} left as they were"])
 
 
@@ -74,7 +75,8 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
         a Report.
 
     Raises:
-        ValueError: with fold_batchnorm, if the model is in training mode.
+        ValueError: with fold_batchnorm, if the model is in training mode; with either, if it is the result of
+            torch.compile, DataParallel or DistributedDataParallel.
         TypeError: if model is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
@@ -83,6 +85,8 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
         raise ValueError("fold_batchnorm is for inference: call model.eval() first, but got a model with training=True")
     report = Report(model)
     if fold_activation or fold_batchnorm:
+        if unwrapped(model) is not model:
+            raise ValueError(f"fold before the model is wrapped or compiled, but got {type(model).__name__}")
         report.model, reason = folding.fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
         if reason is not None:
             report.left[""] = f"nothing is folded, since torch.fx cannot trace the model: {reason}"
@@ -185,14 +189,19 @@ def convert_layer(layer: nn.Conv2d) -> str | None:
         base.forward is not nn.Conv2d.forward or base._conv_forward is not nn.Conv2d._conv_forward
     ):
         return f"{base.__name__} has a forward of its own"
-    layer.__class__ = twin(base) if base is cls else rebased(cls, twin(base))
+    if base.__reduce_ex__ is not nn.Conv2d.__reduce_ex__ or base.__reduce__ is not nn.Conv2d.__reduce__:
+        return f"{base.__name__} is copied and pickled in a way of its own"
+    try:
+        layer.__class__ = twin(base) if base is cls else rebased(cls, twin(base))
+    except TypeError as error:  # of its __slots__, __init_subclass__ or metaclass
+        return f"{base.__name__} cannot have subclasses: {error}"
     if pads_same(base):
         layer.padding = "same"
     return None
 
 
 def pads_same(cls: type) -> bool:
-    return f"{cls.__module__}.{cls.__qualname__}" in SAME
+    return qualified_name(cls) in SAME
 
 
 def revert_layer(layer: Conv2d) -> str | None:

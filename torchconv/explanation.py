@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from torchconv.implementations import selection
-from torchconv.modules import left_alone
+from torchconv.modules import left_alone, unwrapped
 from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
 
 
@@ -48,8 +48,10 @@ class Layer:
         parameters: numbers that are learned.
         macs: multiplications (each followed by an addition) of convolutions and matrix products.
         output_bytes: of the result; 0 if it lies in the memory of the input.
-        saved_bytes: that the call keeps for backward, besides what an earlier layer keeps, and parameters.
-        choices: of the operators of torchconv that run in it; in training mode those of its backward pass, too.
+        saved_bytes: that the call keeps for backward, besides what an earlier layer keeps, and parameters. (An LSTM
+            keeps a workspace, too, whose size only oneDNN knows.)
+        choices: of the operators of torchconv that run in it; in training mode those of its backward pass, too, if
+            somebody asks for their result (the gradient of the model's input, nobody).
     """
 
     name: str
@@ -231,7 +233,8 @@ def explain(
     torchconv are run, each distinct one once and by itself, to measure their working memory.
 
     Args:
-        model: in the mode, training or not, that is to be explained; of layers of any kind.
+        model: in the mode, training or not, that is to be explained; of layers of any kind. Of torch.compile,
+            DataParallel and DistributedDataParallel, the model inside is explained.
         input_shape: of the input, with its batch: (N, C, H, W). For several inputs, a sequence of shapes.
         dtype: of the inputs; by default that of the first parameter that is no integer.
         memory_format: of inputs with four dimensions: torch.contiguous_format or torch.channels_last.
@@ -247,6 +250,7 @@ def explain(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    model = unwrapped(model)
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"model must know its sizes, but {name} is lazy: call the model on an input first")
@@ -258,7 +262,7 @@ def explain(
         inputs = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
         return tuple(x.to(memory_format=memory_format) if x.dim() == 4 else x for x in inputs)
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = {
             name: without_data(tensor, mode) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
@@ -281,9 +285,11 @@ def explain(
 
 def without_data(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """The same tensor without its data; one of the meta device, that has none, as if it were on the CPU."""
-    if not tensor.is_meta:
+    if not tensor.is_meta and not tensor.is_inference():
         return mode.from_tensor(tensor)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+    device = "cpu" if tensor.is_meta else tensor.device
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return like.requires_grad_(tensor.requires_grad)
 
 
 def checked_shapes(input_shape: Any) -> tuple[tuple[int, ...], ...]:
@@ -317,5 +323,5 @@ def layer(call: Call, training: bool, scratch: Scratch) -> Layer:
 
 def choice(problem: Problem, scratch: Scratch) -> Choice:
     implementation, before = selection(problem.op, *problem.arguments)
-    passed_over = {name: reason or "another one was named" for name, reason in before}
+    passed_over = {name: reason or "left out by the names that were given" for name, reason in before}
     return Choice(problem.op, implementation, passed_over, scratch.bytes_of(problem))

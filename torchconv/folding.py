@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchconv.module import Conv2d
-from torchconv.modules import left_alone, shallow_copy
+from torchconv.modules import left_alone, qualified_name, shallow_copy
 
 F = torch.nn.functional
 Convert = Callable[[str, nn.Conv2d], bool]
@@ -38,6 +39,8 @@ FUNCTIONS: dict[Any, str] = {
     torch.tanh: "tanh",
     F.tanh: "tanh",
 }
+#: The classes of other libraries that are a BatchNorm2d followed by their children `drop` and `act`.
+AND_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
 METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 
 
@@ -94,19 +97,13 @@ def absent(model: nn.Module) -> dict[str, None]:
 
 
 def with_other_layers(model: nn.Module, convert: Convert) -> nn.Module:
-    """The same model of other objects, whose convolutions are converted."""
-    others: dict[nn.Module, nn.Module] = {}
-
-    def other(module: nn.Module, name: str) -> nn.Module:
-        if module not in others:
-            others[module] = shallow_copy(module)
-            if isinstance(module, nn.Conv2d):
-                convert(name, others[module])  # type: ignore[arg-type]
-            for child, inner in module.named_children():
-                others[module]._modules[child] = other(inner, f"{name}.{child}" if name else child)
-        return others[module]
-
-    return other(model, "")
+    """A copy of the model that shares its parameters and buffers, whose convolutions are converted."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    other = copy.deepcopy(model, shared)
+    for name, layer in other.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            convert(name, layer)
+    return other
 
 
 def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -141,11 +138,15 @@ def fold_into(traced: fx.GraphModule, node: fx.Node, layer: Conv2d, activation: 
 
     following = follower()
     norm: Any = called(traced, following) if following is not None and batchnorm else None
-    foldable = type(norm) is nn.BatchNorm2d and norm.running_mean is not None and not norm.training
-    if following is not None and foldable and not is_parametrized(layer):
+    if following is not None and is_foldable(norm) and not is_parametrized(layer):
         layer.weight, layer.bias = fuse_conv_bn_weights(
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
+        if type(norm) is not nn.BatchNorm2d and type(norm.act) is not nn.Identity:
+            with traced.graph.inserting_after(following):
+                traced.add_submodule(f"{following.target}_act", norm.act)
+                act = traced.graph.call_module(f"{following.target}_act", (following,))
+            following.replace_all_uses_with(act, lambda user: user is not act)
         drop(following)
         following = follower()
     fused = activation_of(traced, following) if following is not None and activation else None
@@ -153,6 +154,12 @@ def fold_into(traced: fx.GraphModule, node: fx.Node, layer: Conv2d, activation: 
         layer.activation, layer.negative_slope = fused
         drop(following)
     return parts
+
+
+def is_foldable(norm: Any) -> bool:
+    """Whether it is a batch normalisation that only scales and shifts, with an activation behind it at most."""
+    plain = type(norm) is nn.BatchNorm2d or (qualified_name(type(norm)) in AND_ACT and type(norm.drop) is nn.Identity)
+    return plain and norm.running_mean is not None and not norm.training
 
 
 def activation_of(traced: fx.GraphModule, node: fx.Node) -> tuple[str, float] | None:

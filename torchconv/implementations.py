@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchconv import _C
+from torchconv.fake import FLOATS
 
 
 class Implementation(NamedTuple):
@@ -25,6 +26,7 @@ def implementations() -> list[Implementation]:
     return [Implementation(row["name"], row["available"], tuple(row["ops"])) for row in _C.implementations()]
 
 
+COLUMNS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 ROWS = {row.name: row for row in implementations()}
 
 
@@ -79,6 +81,7 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
         a, b, rest: the operator's own arguments, the implementation included or not.
 
     Raises:
+        ValueError: if op is no operator.
         RuntimeError: if the operator does not take these arguments.
     """
     return selection(op, a, b, *rest)[0]
@@ -86,6 +89,10 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
 
 def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tuple[str, str]]]:
     """What `chosen` tells, and a (name, why not) of each implementation before that one."""
+    if op not in COLUMNS:
+        raise ValueError(f"op must be one of {', '.join(map(repr, COLUMNS))}, but got {op!r}")
+    if a.dtype not in FLOATS:
+        raise RuntimeError(f"a must be float64, float32, bfloat16 or float16, but got {a.dtype}")
     size, geometry = ([], rest) if op == "conv2d" else (rest[0], rest[1:])
     stride, padding, dilation, groups, *names = geometry
     name = (names[0] if names else None) or choice.name or ""

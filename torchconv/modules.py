@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
@@ -20,6 +21,21 @@ def shallow_copy(module: Any) -> Any:
     other = kind.__new__(kind)
     vars(other).update(attributes(module))
     return other
+
+
+def qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # torch.compile's class, which takes a second to import
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
 @contextmanager

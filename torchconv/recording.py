@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchconv import _C
 
+aten = torch.ops.aten
 ops = torch.ops.torchconv
 
 #: The slots of each operator: its first two arguments, and its result.
@@ -52,15 +54,15 @@ class Problem(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operator that has run, by its three slots."""
+    """An operator that has run, by its three slots; and its derivatives: of the other two, those that are asked for."""
 
     op: str
+    derivatives: tuple[str, ...]
     slots: dict[str, Tensor]  # x, w, y
     geometry: tuple[Any, ...]
 
     def problems(self, training: bool) -> Iterator[Problem]:
-        """The operator itself, and in training its derivatives: the other two."""
-        for op in (self.op, *(other for other in SLOTS if other != self.op)) if training else (self.op,):
+        for op in (self.op, *self.derivatives) if training else (self.op,):
             a, b, c = (self.slots[slot] for slot in SLOTS[op])
             size = () if op == "conv2d" else (list(c.shape[2:]),)
             yield Problem(op, (a, b, *size, *self.geometry))
@@ -94,6 +96,11 @@ class Call:
         return y.nbytes
 
 
+def lstm_flops(x: Any, w_input: Any, w_hidden: Any, *rest: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Of oneDNN's layer, which torch's counter does not know: x is [T, N, I], and each weight is used T * N times."""
+    return int(2 * x[0] * x[1] * (prod(w_input) + prod(w_hidden)))
+
+
 class Recorder(TorchDispatchMode):
     """Records the calls of all modules of a model, by hooks that it leaves there (see torchconv.modules.left_alone).
 
@@ -105,7 +112,7 @@ class Recorder(TorchDispatchMode):
         self.model = model
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.flops = FlopCounterMode(display=False)
+        self.flops = FlopCounterMode(display=False, custom_mapping={aten.mkldnn_rnn_layer: lstm_flops})
         self.counted = 0
         self.saved: list[Tensor] = []  # alive, so that no two of them can have had the same storage
         self.known = {storage_of(tensor) for tensor in state}
@@ -171,7 +178,11 @@ class Recorder(TorchDispatchMode):
             geometry = tuple(given[name] for name in ("stride", "padding", "dilation", "groups"))
             op = func._schema.name.removeprefix("torchconv::").removesuffix("_bias_act")
             slots = dict(zip(SLOTS[op], (*args[:2], result), strict=True))
-            self.stack[-1].operations.append(Operation(op, slots, (*geometry, given.get("implementation"))))
+            others = (other for other in SLOTS if other != op)
+            derivatives = tuple(other for other in others if slots[SLOTS[other][2]].requires_grad)
+            self.stack[-1].operations.append(
+                Operation(op, derivatives, slots, (*geometry, given.get("implementation")))
+            )
         return result
 
 
