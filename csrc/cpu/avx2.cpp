@@ -5,6 +5,14 @@
 
 #include <immintrin.h>
 
+#define TORCHCONV_ISA "avx2"
+
+namespace torchconv::cpu::avx2 {
+bool available() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+}  // namespace torchconv::cpu::avx2
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -31,10 +39,7 @@ namespace torchconv::cpu {
 
 InstructionSet avx2_set() {
 #if defined(__x86_64__)
-  const auto available = [] {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  };
-  return {available, avx2::rows("avx2", available), avx2::fma_peak};
+  return {avx2::available, {std::begin(avx2::rows), std::end(avx2::rows)}, avx2::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};
 #endif

@@ -9,6 +9,15 @@
 #endif
 #include <immintrin.h>
 
+#define TORCHCONV_ISA "avx512"
+
+namespace torchconv::cpu::avx512 {
+bool available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+}  // namespace torchconv::cpu::avx512
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw"))), \
                              apply_to = function)
@@ -36,11 +45,7 @@ namespace torchconv::cpu {
 
 InstructionSet avx512_set() {
 #if defined(__x86_64__)
-  const auto available = [] {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-  };
-  return {available, avx512::rows("avx512", available), avx512::fma_peak};
+  return {avx512::available, {std::begin(avx512::rows), std::end(avx512::rows)}, avx512::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};
 #endif

@@ -10,6 +10,16 @@
 #endif
 #include <immintrin.h>
 
+#define TORCHCONV_ISA "avx512_bf16"
+
+namespace torchconv::cpu::avx512_bf16 {
+bool available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+}  // namespace torchconv::cpu::avx512_bf16
+
 #if defined(__clang__)
 #pragma clang attribute push(                                                                      \
     __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw"))), \
@@ -74,12 +84,7 @@ namespace torchconv::cpu {
 
 InstructionSet avx512_bf16_set() {
 #if defined(__x86_64__)
-  const auto available = [] {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("avx512bf16");
-  };
-  return {available, avx512_bf16::rows(available), avx512_bf16::fma_peak};
+  return {avx512_bf16::available, {std::begin(avx512_bf16::rows), std::end(avx512_bf16::rows)}, avx512_bf16::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};
 #endif

@@ -63,10 +63,10 @@ struct Columns {
   }
 };
 
+// Rows are constants: no code of this instruction set may run before `available` has been asked.
 template <class Kernel, class... Types>
-Implementation row(const std::string& name, bool (*available)()) {
-  static const std::string kept = name;
+constexpr Implementation row(const char* name) {
   using F = Columns<Kernel, Types...>;
-  return {kept.c_str(),   available,  F::supports,   Kernel::suits, Kernel::does,
+  return {name,           available,  F::supports,   Kernel::suits, Kernel::does,
           Kernel::is_for, F::forward, F::grad_input, F::grad_weight};
 }

@@ -50,8 +50,8 @@ struct Depthwise {
   }
 };
 
-inline std::vector<Implementation> rows(bool (*available)()) {
-  return {row<WinogradOfOneGroup, BFloat16>("cpu.avx512_bf16.winograd", available),
-          row<Depthwise, BFloat16>("cpu.avx512_bf16.slab", available),
-          row<PairGemm, BFloat16>("cpu.avx512_bf16.gemm", available)};
-}
+constexpr Implementation rows[] = {
+    row<WinogradOfOneGroup, BFloat16>("cpu." TORCHCONV_ISA ".winograd"),
+    row<Depthwise, BFloat16>("cpu." TORCHCONV_ISA ".slab"),
+    row<PairGemm, BFloat16>("cpu." TORCHCONV_ISA ".gemm"),
+};

@@ -31,10 +31,9 @@ struct Planes {
   }
 };
 
-inline std::vector<Implementation> rows(const std::string& isa, bool (*available)()) {
-  const auto name = [&](const char* kernel) { return "cpu." + isa + "." + kernel; };
-  return {row<Winograd, double, float, BFloat16, Half>(name("winograd"), available),
-          row<Slab, double, float, BFloat16, Half>(name("slab"), available),
-          row<Planes, double, float, BFloat16, Half>(name("planes"), available),
-          row<Gemm<Sum>, double, float, BFloat16, Half>(name("gemm"), available)};
-}
+constexpr Implementation rows[] = {
+    row<Winograd, double, float, BFloat16, Half>("cpu." TORCHCONV_ISA ".winograd"),
+    row<Slab, double, float, BFloat16, Half>("cpu." TORCHCONV_ISA ".slab"),
+    row<Planes, double, float, BFloat16, Half>("cpu." TORCHCONV_ISA ".planes"),
+    row<Gemm<Sum>, double, float, BFloat16, Half>("cpu." TORCHCONV_ISA ".gemm"),
+};

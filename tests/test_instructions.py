@@ -1,0 +1,47 @@
+"""On a machine without AVX-512, or without AVX2, none of their instructions may be reached."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from torchconv import _C
+
+#: A function of one of these namespaces is compiled for its instruction set.
+WIDE = re.compile(r"cpu::(avx512_bf16|avx512|avx2)::(?!available\(\))")
+
+
+@pytest.fixture(scope="module")
+def instructions() -> list[tuple[str, str]]:
+    """Each instruction of the extension, after the name of its function."""
+    if shutil.which("objdump") is None:
+        pytest.skip("needs objdump, a part of GNU binutils")
+    command = ["objdump", "-dC", "--no-show-raw-insn", _C.__file__]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def found() -> Iterator[tuple[str, str]]:
+        function = ""
+        for line in text.splitlines():
+            if line.endswith(">:"):
+                function = line.partition("<")[2].removesuffix(">:")
+            elif "\t" in line:
+                yield function, line.partition("\t")[2]
+
+    return list(found())
+
+
+def test_wide_instructions_are_in_functions_of_their_own(instructions):
+    """An inline function of the standard library, compiled for AVX-512 in one file, would be taken for all."""
+    of_avx = re.compile(r"v(?!err|erw)[a-z]|k(mov|ortest|and|or|xor|not|shift|unpck)")
+    assert any(of_avx.match(instruction) for function, instruction in instructions if WIDE.search(function))
+    assert not {f for f, instruction in instructions if of_avx.match(instruction) and not WIDE.search(f)}
+
+
+def test_such_functions_are_called_from_their_like_alone(instructions):
+    """All others reach them through the grid's pointers, after `available` has been asked."""
+    call = re.compile(r"(?:call|j\w+)\s+[0-9a-f]+ <(.*?)(?:\+0x[0-9a-f]+)?>$")
+    calls = {(f, found[1]) for f, instruction in instructions if (found := call.match(instruction))}
+    assert any(WIDE.search(caller) and WIDE.search(called) for caller, called in calls)
+    assert not {(caller, called) for caller, called in calls if WIDE.search(called) and not WIDE.search(caller)}
