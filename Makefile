@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow docs lint format overhead bench models clean
+.PHONY: help demo test slow fuzz kernels asan tsan emulate docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -25,6 +25,26 @@ test: $(BIN)/.installed  ## the tests but for the slow ones
 
 slow: $(BIN)/.installed  ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+SECONDS ?= 600
+SEED ?= 0
+fuzz: $(BIN)/.installed  ## random problems on every implementation, beside torch: make fuzz SECONDS=600 SEED=0
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+
+kernels: $(BIN)/.installed  ## the kernels without Python, each tensor at the edge of a page
+	$(BIN)/python tests/native/run.py plain
+
+asan: $(BIN)/.installed  ## the same, and all tests but the slow ones, under AddressSanitizer and UBSan
+	$(BIN)/python tests/native/run.py asan
+	$(BIN)/python tests/native/suite.py -m "not slow"
+
+tsan: $(BIN)/.installed  ## the threads of the kernels under ThreadSanitizer
+	$(BIN)/python tests/native/run.py tsan
+
+emulate: $(BIN)/.installed  ## the kernels on other processors (needs qemu-user, valgrind, g++-aarch64-linux-gnu)
+	$(BIN)/python tests/native/run.py x86
+	$(BIN)/python tests/native/run.py aarch64
+	$(BIN)/python tests/native/run.py valgrind
 
 docs: $(BIN)/.installed  ## the documentation as a site: build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs

@@ -83,9 +83,10 @@ Sizes sizes(PyObject* sequence) {
 }
 
 std::string text(PyObject* object) {
-  const char* characters = PyUnicode_AsUTF8(object);
+  Py_ssize_t size = 0;
+  const char* characters = PyUnicode_AsUTF8AndSize(object, &size);
   if (!characters) throw py::error_already_set();
-  return characters;
+  return std::string(characters, size);
 }
 
 // (stride, padding, dilation, groups, implementation or None)

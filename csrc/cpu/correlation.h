@@ -59,6 +59,10 @@ using Parts = std::vector<Part>;
 
 inline Parts forward_parts(const Conv& conv) { return {{forward_correlation(conv), 0, 0}}; }
 
+inline double grad_input_phases(const Conv& conv) {
+  return double(std::min(conv.rows.stride, conv.rows.in)) * double(std::min(conv.cols.stride, conv.cols.in));
+}
+
 // The phases of grad_input, in which y is read and x is made. A correlation without taps stands for zeros.
 inline Parts grad_input_parts(const Conv& conv) {
   Parts parts;

@@ -19,6 +19,9 @@ inline Dtype dtype_of(float) { return Dtype::float32; }
 inline Dtype dtype_of(BFloat16) { return Dtype::bfloat16; }
 inline Dtype dtype_of(Half) { return Dtype::float16; }
 
+// Beyond, the phases are hardly more than pixels, and a list of them costs more than the sums.
+constexpr double most_phases = 4096;
+
 // The functions of a row of the grid, for tensors of these types.
 template <class Kernel, class... Types>
 struct Columns {
@@ -32,6 +35,7 @@ struct Columns {
     with_dtype(conv.dtype, [&](auto t) {
       using S = decltype(t);
       if (conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0) return;
+      if (op == Op::grad_input && grad_input_phases(conv) > most_phases) return;
       possible = op == Op::forward      ? Kernel::template fits<S>(forward_parts(conv))
                  : op == Op::grad_input ? Kernel::template fits<S>(grad_input_parts(conv))
                                         : Kernel::template fits_weight<S>(conv);

@@ -53,6 +53,15 @@ struct Planes {
   }
 };
 
+// What a block takes as planes. A stride may be far longer than a row, which is then little but the ends of segments.
+template <class S>
+double planes_bytes(const Conv& conv, const Blocks<S>& blocks, int64_t channels) {
+  const Patch patch(conv, {0, 1, 0, blocks.rows, 0, blocks.cols}, 1);
+  const double segment = double((patch.cols.size - 1) / patch.cols.step) + 1 + lanes<S>;
+  return segment * patch.cols.step * patch.rows.size * channels * blocks.images * sizeof(Sum<S>);
+}
+constexpr double most_planes_bytes = 8 << 20;
+
 // A correlation of one tap and no padding is one of a single long row, if the rows of both tensors follow one another.
 inline Correlation flattened(const Correlation& conv) {
   const auto plain = [](const Axis& axis) {
@@ -82,6 +91,7 @@ Plan<S> plan(const Correlation& conv) {
   plan.tiles = (K - 1) / most + 1;
   const double vectors = double(plan.blocks.images) * plan.blocks.rows * (plan.blocks.cols / lanes<S> + 1);
   plan.possible = plan.blocks.patch_bytes <= 2.0 * Plan::patch_bytes &&
+                  planes_bytes(conv, plan.blocks, channels) <= most_planes_bytes &&
                   double(conv.K) * C * taps * size <= Plan::weights_bytes &&
                   vectors * K * lanes<S> * size <= Plan::buffer_bytes;
   return plan;
@@ -313,7 +323,8 @@ WeightPlan<S> weight_plan(const Conv& conv) {
   const double sums = double(plan.taps) * conv.K * L * size;
   plan.chunks = std::clamp<int64_t>(std::min<double>(Plan::units / double(conv.groups), Plan::sums_bytes / sums), 1,
                                     plan.blocks.count());
-  plan.possible = plan.blocks.patch_bytes <= 8.0 * Plan::patch_bytes && sums <= Plan::sums_bytes;
+  plan.possible = plan.blocks.patch_bytes <= 8.0 * Plan::patch_bytes &&
+                  planes_bytes(conv, plan.blocks, C) <= most_planes_bytes && sums <= Plan::sums_bytes;
   return plan;
 }
 

@@ -112,7 +112,7 @@ struct Finish {
       case Activation::none: return v;
       case Activation::relu: return max(V{}, v);
       case Activation::relu6: return min(broadcast(T(6)), max(V{}, v));
-      case Activation::leaky_relu: return max(V{}, v) + min(V{}, v) * broadcast(slope);
+      case Activation::leaky_relu: return v < V{} ? v * broadcast(slope) : v;
       default: return one_by_one(v);
     }
   }

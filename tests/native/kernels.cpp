@@ -1,0 +1,246 @@
+// The kernels without torch and without Python, for tools that see every access and for processors that are emulated:
+// sanitizers, valgrind, qemu. Problems are drawn at random, to the edges of what the kernels do; operands and results
+// are guarded (guarded.h), and every implementation is compared with the reference, exactly, on integers.
+//
+//     kernels [PROBLEMS] [SEED] [PART OF A NAME]
+//
+// Problem i is a function of SEED + i, so that `kernels 1 <number>` repeats the one that is named in a message.
+#include "../../csrc/operators.h"
+#include "guarded.h"
+#include "pool.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+
+namespace {
+
+using namespace torchconv;
+using Four = std::array<int64_t, 4>;
+
+class Draw {
+ public:
+  explicit Draw(uint64_t seed) : engine_(seed) {}
+  int64_t below(int64_t end) { return int64_t(engine_() % uint64_t(end)); }
+  int64_t of(std::initializer_list<int64_t> values) { return values.begin()[below(int64_t(values.size()))]; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+struct Problem {
+  Dtype dtype;
+  Four x, w, y;
+  Sizes stride, padding, dilation;
+  int64_t groups;
+
+  Geometry geometry() const { return {stride, padding, dilation, groups}; }
+};
+
+double products(const Problem& p) { return double(p.y[0]) * p.y[2] * p.y[3] * p.w[0] * p.w[1] * p.w[2] * p.w[3]; }
+
+Problem draw_problem(Draw& draw) {
+  for (;;) {
+    Problem p;
+    p.dtype = Dtype(draw.below(4));
+    p.groups = draw.of({1, 1, 1, 2, 3, 8, 16, 17, 32, 64});
+    const int64_t c =
+        p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8}) : draw.of({1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64, 65});
+    const int64_t k =
+        p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8}) : draw.of({1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 49, 64});
+    p.w = {p.groups * k, c, draw.of({1, 2, 3, 3, 3, 5, 7}), draw.of({1, 2, 3, 3, 3, 5, 7})};
+    if (draw.below(2)) p.w[3] = p.w[2];
+    p.x = {draw.of({1, 1, 2, 3}), p.groups * c, 0, 0};
+    const bool plain = draw.below(3) > 0;
+    for (int axis = 0; axis < 2; ++axis) {
+      p.stride.push_back(plain ? 1 : draw.of({1, 2, 2, 3, 5}));
+      p.dilation.push_back(plain ? 1 : draw.of({1, 1, 2, 3}));
+      for (int side = 0; side < 2; ++side)
+        p.padding.push_back(draw.below(3) ? (p.w[2 + axis] - 1) / 2 : draw.of({0, 0, 1, 2, 5, 8}));
+      const int64_t window = p.dilation[axis] * (p.w[2 + axis] - 1) + 1;
+      const int64_t least = std::max<int64_t>(1, window - p.padding[2 * axis] - p.padding[2 * axis + 1]);
+      p.x[2 + axis] = least + draw.of({0, 1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 31, 33});
+    }
+    p.y = {p.x[0], p.w[0], 0, 0};
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t padded = p.x[2 + axis] + p.padding[2 * axis] + p.padding[2 * axis + 1];
+      p.y[2 + axis] = (padded - p.dilation[axis] * (p.w[2 + axis] - 1) - 1) / p.stride[axis] + 1;
+    }
+    if (products(p) < 3e6) return p;
+  }
+}
+
+std::string in_words(const Problem& p) {
+  const auto list = [](const auto& values) { return to_string(Sizes(values.begin(), values.end())); };
+  static const char* names[] = {"float64", "float32", "bfloat16", "float16"};
+  return std::string(names[int(p.dtype)]) + " x " + list(p.x) + " w " + list(p.w) + " stride " + list(p.stride) +
+         " padding " + list(p.padding) + " dilation " + list(p.dilation) + " groups " + std::to_string(p.groups);
+}
+
+size_t item_size(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+double read(Dtype dtype, const char* at) {
+  switch (dtype) {
+    case Dtype::float64: return *reinterpret_cast<const double*>(at);
+    case Dtype::float32: return *reinterpret_cast<const float*>(at);
+    case Dtype::bfloat16: return float(*reinterpret_cast<const c10::BFloat16*>(at));
+    case Dtype::float16: return float(*reinterpret_cast<const c10::Half*>(at));
+  }
+  return 0;
+}
+
+void write(Dtype dtype, char* at, float value) {
+  switch (dtype) {
+    case Dtype::float64: *reinterpret_cast<double*>(at) = value; break;
+    case Dtype::float32: *reinterpret_cast<float*>(at) = value; break;
+    case Dtype::bfloat16: *reinterpret_cast<c10::BFloat16*>(at) = c10::BFloat16(value); break;
+    case Dtype::float16: *reinterpret_cast<c10::Half*>(at) = c10::Half(value); break;
+  }
+}
+
+Four strides_of(const Four& size, int64_t layout) {
+  if (layout == 0) return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};          // contiguous
+  if (layout == 1) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};          // channels_last
+  if (layout == 2) return {size[1] * size[2] * size[3] * 3, size[2] * size[3] * 3, 1, size[2]};  // columns first, gaps
+  return {0, size[2] * size[3], size[3], 1};                                                     // one image for all
+}
+
+// In the layout that all operands of the problem share, or, if that is `any`, in one of its own.
+constexpr int64_t any = -1;
+
+std::unique_ptr<Guarded> operand(Draw& draw, Dtype dtype, const Four& size, int64_t shared) {
+  const int64_t layout = shared == any ? draw.below(4) : shared;
+  auto tensor = std::make_unique<Guarded>(size, strides_of(size, layout), item_size(dtype), draw.below(3) > 0);
+  tensor->each([&](char* at) { write(dtype, at, float(draw.below(5) - 2)); });
+  return tensor;
+}
+
+// ------------------------------------------------------------------------------------------------------- running them
+
+char where[1024] = "";
+
+void on_fault(int signal) {
+  static const char text[] = "\nfault in: ";
+  (void)!::write(2, text, sizeof text - 1);
+  (void)!::write(2, where, std::strlen(where));
+  (void)!::write(2, "\n", 1);
+  std::signal(signal, SIG_DFL);
+  raise(signal);
+}
+
+struct Tally {
+  std::map<std::string, int64_t> comparisons;
+  int64_t failures = 0;
+};
+
+struct Operator {
+  Op op;
+  const char* name;
+  const Guarded &a, &b;
+  Call call;  // of the reference
+  Epilogue epilogue;
+
+  void run(const Implementation& row, void* result) const {
+    if (op == Op::forward) return row.forward(call.conv, a.data(), b.data(), result, epilogue);
+    return (op == Op::grad_input ? row.grad_input : row.grad_weight)(call.conv, a.data(), b.data(), result);
+  }
+};
+
+// Sums of integers are exact in every row, but for the transforms of Winograd.
+double allowed(const Implementation& row, Dtype dtype, double largest) {
+  if (std::string(row.name).find("winograd") == std::string::npos) return 0;
+  return std::max(1.0, largest) * (dtype == Dtype::float64 ? 1e-12 : dtype == Dtype::float32 ? 1e-5 : 2e-2);
+}
+
+void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string& words, const std::string& part,
+             bool at_end, Tally& tally) {
+  std::vector<double> wanted;
+  double largest = 0;
+  for (auto row = implementations().rbegin(); row != implementations().rend(); ++row) {  // the reference comes first
+    const bool is_reference = row == implementations().rbegin();
+    if (!row->can_do(what.call.conv, what.op)) continue;
+    if (!is_reference && std::string(row->name).find(part) == std::string::npos) continue;
+    std::snprintf(where, sizeof where, "kernels 1 %llu: %s %s: %s", static_cast<unsigned long long>(seed), row->name,
+                  what.name, words.c_str());
+    const Guarded result(what.call.size, what.call.stride, item_size(dtype), at_end);
+    const std::vector<char> a = what.a.bytes(), b = what.b.bytes();
+    what.run(*row, result.data());
+
+    size_t i = 0;
+    double difference = 0;
+    result.each([&](const char* at) {
+      const double found = read(dtype, at);
+      if (is_reference) wanted.push_back(found), largest = std::max(largest, std::abs(found));
+      const double apart = std::abs(found - wanted[i++]);
+      if (!(apart <= difference)) difference = apart;  // NaN, too
+    });
+    const char* wrong = !(difference <= allowed(*row, dtype, largest)) ? "differs from the reference"
+                        : !result.is_clean()                           ? "writes beside its result"
+                        : what.a.bytes() != a || what.b.bytes() != b   ? "changes an operand"
+                                                                       : nullptr;
+    if (wrong) std::printf("%s %s (%g)\n", where, wrong, difference);
+    tally.failures += wrong != nullptr;
+    ++tally.comparisons[row->name];
+  }
+}
+
+void try_problem(uint64_t seed, const std::string& part, Tally& tally) {
+  Draw draw(seed);
+  const Problem p = draw_problem(draw);
+  const std::string words = in_words(p), reference = "cpu.reference";
+  const int64_t layout = draw.of({0, 1, any});
+  const auto x = operand(draw, p.dtype, p.x, layout), w = operand(draw, p.dtype, p.w, layout),
+             y = operand(draw, p.dtype, p.y, layout), bias = operand(draw, p.dtype, {1, 1, 1, p.w[0]}, any);
+  pool_threads = uint32_t(draw.of({1, 2, 3, 4}));
+  const bool at_end = draw.below(3) > 0;
+
+  Epilogue epilogue;
+  if (draw.below(2)) epilogue.bias = bias->data(), epilogue.bias_stride = bias->view().stride[3];
+  epilogue.activation = draw.below(2) ? Activation::none : draw.below(2) ? Activation::relu : Activation::leaky_relu;
+  epilogue.slope = 0.5;
+
+  const Sizes input_size{p.x[2], p.x[3]}, kernel_size{p.w[2], p.w[3]};
+  const Geometry g = p.geometry();
+  const Operator operators[] = {
+      {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue},
+      {Op::grad_input,
+       "conv2d_grad_input",
+       *y,
+       *w,
+       plan_grad_input(p.dtype, y->view(), w->view(), input_size, g, reference),
+       {}},
+      {Op::grad_weight,
+       "conv2d_grad_weight",
+       *x,
+       *y,
+       plan_grad_weight(p.dtype, x->view(), y->view(), kernel_size, g, reference),
+       {}},
+  };
+  for (const Operator& what : operators) compare(what, p.dtype, seed, words, part, at_end, tally);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t problems = argc > 1 ? std::atoll(argv[1]) : 1000;
+  const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
+  const std::string part = argc > 3 ? argv[3] : "";
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these explain a fault themselves
+  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) std::signal(signal, on_fault);
+#endif
+  Tally tally;
+  for (int64_t i = 0; i < problems; ++i) try_problem(seed + i, part, tally);
+  for (const auto& [name, count] : tally.comparisons) std::printf("%-26s %8lld\n", name.c_str(), (long long)count);
+  std::printf("%lld problems, %lld failures\n", (long long)problems, (long long)tally.failures);
+  return tally.failures != 0;
+}

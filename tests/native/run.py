@@ -1,0 +1,75 @@
+"""Builds the kernels without Python (kernels.cpp) in build/native and runs them: python tests/native/run.py MODE.
+
+plain      on this machine as it is
+asan       under AddressSanitizer and UndefinedBehaviorSanitizer
+tsan       under ThreadSanitizer
+valgrind   under valgrind's memcheck, which hides AVX-512 from them
+x86        on emulated processors without AVX, and with AVX2 but without AVX-512 (qemu-x86_64)
+aarch64    on an emulated processor of another kind (aarch64-linux-gnu-g++, qemu-aarch64)
+"""
+
+import argparse
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Mode(NamedTuple):
+    problems: int
+    runners: tuple[str, ...] = ("",)
+    folder: str = "plain"
+    options: tuple[str, ...] = ()
+
+
+def sanitized(name: str, sanitizers: str, problems: int) -> Mode:
+    # -O1: the checks are what takes the time, and a higher level takes the compiler tens of minutes.
+    options = f"-DTORCHCONV_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
+    return Mode(problems, folder=name, options=options)
+
+
+MODES = {
+    "plain": Mode(3000),
+    "asan": sanitized("asan", "address,undefined", 500),
+    "tsan": sanitized("tsan", "thread", 500),
+    "valgrind": Mode(30, ("valgrind --quiet --error-exitcode=9 ",)),
+    "x86": Mode(200, ("qemu-x86_64 -cpu Nehalem ", "qemu-x86_64 -cpu Haswell ")),
+    "aarch64": Mode(
+        200,
+        ("qemu-aarch64 ",),
+        "aarch64",
+        (
+            "-DCMAKE_SYSTEM_NAME=Linux",
+            "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+            "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+            "-DCMAKE_EXE_LINKER_FLAGS=-static",
+        ),
+    ),
+}
+
+
+def run(command: str) -> None:
+    print(f"+ {command}", flush=True)
+    subprocess.run(command, shell=True, check=True, cwd=ROOT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--problems", type=int, help="how many, instead of the mode's own number")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first problem")
+    arguments = parser.parse_args()
+    mode = MODES[arguments.mode]
+    folder = Path("build") / "native" / mode.folder
+    include = Path(torch.__file__).parent / "include"
+    run(f"cmake -S tests/native -B {folder} -DTORCH_INCLUDE={include} {' '.join(mode.options)}")
+    run(f"cmake --build {folder} --parallel")
+    for runner in mode.runners:
+        run(f"{runner}{folder}/kernels {arguments.problems or mode.problems} {arguments.seed}")
+
+
+if __name__ == "__main__":
+    main()
