@@ -2,7 +2,7 @@
 // sanitizers, valgrind, qemu. Problems are drawn at random, to the edges of what the kernels do; operands and results
 // are guarded (guarded.h), and every implementation is compared with the reference, exactly, on integers.
 //
-//     kernels [PROBLEMS] [SEED] [PART OF A NAME]
+//     kernels [PROBLEMS] [SEED] [PART OF A NAME] [SLACK, in bytes]
 //
 // Problem i is a function of SEED + i, so that `kernels 1 <number>` repeats the one that is named in a message.
 #include "../../csrc/operators.h"
@@ -235,6 +235,7 @@ int main(int argc, char** argv) {
   const int64_t problems = argc > 1 ? std::atoll(argv[1]) : 1000;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
   const std::string part = argc > 3 ? argv[3] : "";
+  Guarded::slack = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these explain a fault themselves
   for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) std::signal(signal, on_fault);
 #endif

@@ -9,6 +9,7 @@ aarch64    on an emulated processor of another kind (aarch64-linux-gnu-g++, qemu
 """
 
 import argparse
+import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 class Mode(NamedTuple):
     problems: int
-    runners: tuple[str, ...] = ("",)
+    runners: tuple[tuple[str, int], ...] = (("", 0),)  # and the slack that the tensors need there: see guarded.h
     folder: str = "plain"
     options: tuple[str, ...] = ()
 
@@ -35,11 +36,11 @@ MODES = {
     "plain": Mode(3000),
     "asan": sanitized("asan", "address,undefined", 500),
     "tsan": sanitized("tsan", "thread", 500),
-    "valgrind": Mode(30, ("valgrind --quiet --error-exitcode=9 ",)),
-    "x86": Mode(200, ("qemu-x86_64 -cpu Nehalem ", "qemu-x86_64 -cpu Haswell ")),
+    "valgrind": Mode(30, (("valgrind --quiet --error-exitcode=9 ", 0),)),
+    "x86": Mode(200, (("qemu-x86_64 -cpu Nehalem ", 0), ("qemu-x86_64 -cpu Haswell ", 64))),
     "aarch64": Mode(
         200,
-        ("qemu-aarch64 ",),
+        (("qemu-aarch64 ", 0),),
         "aarch64",
         (
             "-DCMAKE_SYSTEM_NAME=Linux",
@@ -66,9 +67,9 @@ def main() -> None:
     folder = Path("build") / "native" / mode.folder
     include = Path(torch.__file__).parent / "include"
     run(f"cmake -S tests/native -B {folder} -DTORCH_INCLUDE={include} {' '.join(mode.options)}")
-    run(f"cmake --build {folder} --parallel")
-    for runner in mode.runners:
-        run(f"{runner}{folder}/kernels {arguments.problems or mode.problems} {arguments.seed}")
+    run(f"cmake --build {folder} --parallel {os.cpu_count()}")
+    for runner, slack in mode.runners:
+        run(f"{runner}{folder}/kernels {arguments.problems or mode.problems} {arguments.seed} '' {slack}")
 
 
 if __name__ == "__main__":
