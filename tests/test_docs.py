@@ -74,6 +74,18 @@ def test_every_block_is_a_test(pytestconfig):
         assert collected.count(f"{page.relative_to(ROOT)}::") == blocks, page.name
 
 
+def test_guarantees_are_tested():
+    """Each line of a table that promises something names tests, and these exist."""
+    text = (DOCS / "guarantees.md").read_text()
+    promises = [line for line in text.partition("## Seen")[0].splitlines() if re.match(r"\| [A-Za-z]", line)]
+    assert len(promises) > 20
+    for line in promises:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", line)
+        assert named or line.startswith("| promise"), line
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
 def test_the_pictures_are_those_of_the_script(tmp_path):
     result = run("docs/figures.py", "--out", tmp_path)
     assert result.returncode == 0, result.stderr

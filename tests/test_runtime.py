@@ -1,14 +1,15 @@
-"""Threads, bits, the GIL, forked workers, memory: what a kernel must not do to the process that it runs in."""
+"""Threads, bits, the GIL, forked workers: what a kernel must not do to the process that it runs in."""
 
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, arrange, normals, run
+from cases import WIDE, Case, arrange, normals, run
 
 import torchconv
 from torchconv import _C, functional
@@ -63,18 +64,53 @@ def test_bits_are_the_same_on_64_threads(wide, native_implementation, threads, l
             assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-def test_a_sample_does_not_depend_on_its_batch(implementation, dtype):
-    x, w, y = (normals(size).to(dtype) for size in (CASE.x, CASE.w, CASE.y))
+def check_a_sample_alone(wide, dtype, layout, row, samples) -> bool:
+    """The bits of so many samples of a batch of five are those that each has alone. Returns whether the row does both.
+
+    grad_weight is a sum over the batch, and has no such parts.
+    """
+    five, one = (Case(wide.name, (n, *wide.x[1:]), wide.w, *wide.geometry) for n in (5, 1))
+    x, w, y = (arrange(normals(size).to(dtype), layout) for size in (five.x, five.w, five.y))
+    rest, named = (*wide.geometry, row), False
+    for op, batch, size in (("conv2d", x, ()), ("conv2d_grad_input", y, (wide.x[2:],))):
+        if row is not None and torchconv.chosen(op, batch, w, *size, *rest) == "cpu.reference" != row.split(",")[0]:
+            continue  # that has a turn of its own
+        named = True
+        run_op = getattr(torch.ops.torchconv, op)
+        result = run_op(batch, w, *size, *rest)
+        for i in samples:
+            alone = arrange(batch[i : i + 1], layout)
+            assert torchconv.chosen(op, alone, w, *size, *rest) == torchconv.chosen(op, batch, w, *size, *rest)
+            assert torch.equal(run_op(alone, w, *size, *rest)[0], result[i]), (op, str(one), i)
+    return named
+
+
+@pytest.fixture
+def deterministic():
     torch.use_deterministic_algorithms(True)
-    try:
-        out, dx, _ = run(CASE, x, w, y, implementation)
-        one = Case("one", (1, *CASE.x[1:]), CASE.w, *CASE.geometry)
-        for i in range(CASE.x[0]):
-            alone = run(one, x[i : i + 1], w, y[i : i + 1], implementation)
-            assert torch.equal(alone[0][0], out[i])
-            assert torch.equal(alone[1][0], dx[i])
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_sample_does_not_depend_on_its_batch(implementation, layout, deterministic):
+    dtype = torch.bfloat16 if "bf16" in implementation else torch.float32
+    ran = [check_a_sample_alone(wide, dtype, layout, implementation, (4,)) for wide in (CASE, *WIDE)]
+    assert any(ran) or (layout == "contiguous" and "bf16.slab" in implementation)  # which reads channels_last alone
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_sample_does_not_depend_on_its_batch_where_the_grid_chooses(dtype, layout, deterministic):
+    for wide in WIDE:
+        check_a_sample_alone(wide, dtype, layout, None, (4,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_no_sample_depends_on_its_batch(implementation, dtype, layout, deterministic):
+    for wide in (CASE, *WIDE, *MANY_THREADS):
+        check_a_sample_alone(wide, dtype, layout, implementation, range(5))
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "dispatcher"])
@@ -105,17 +141,43 @@ def test_the_gil_is_released(direct):
     assert sum(start < moment < end for moment in progress) > 3
 
 
-def test_many_python_threads_at_once():
-    x, w = normals((2, 4, 9, 9)), normals((6, 4, 3, 3))
-    wanted = functional.conv2d(x, w)
-    wrong = []
+#: One problem for each family of kernels, and one that is done by several threads; small enough for many of them.
+FAMILIES = [
+    Case("any", (3, 8, 21, 19), (12, 4, 3, 3), (2, 1), (1, 1, 0, 2), (1, 2), 2),
+    Case("3x3", (2, 40, 14, 15), (48, 40, 3, 3), padding=(1, 1, 1, 1)),
+    Case("depthwise", (2, 48, 15, 16), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
+    Case("groups_of_4", (2, 48, 15, 16), (48, 4, 3, 3), padding=(1, 1, 1, 1), groups=12),
+    Case("pointwise", (2, 70, 9, 8), (45, 70, 1, 1)),
+    Case("few_channels", (2, 2, 20, 19), (5, 2, 5, 5), padding=(2, 2, 2, 2)),
+]
 
-    def work():
-        for _ in range(20):
-            if not torch.equal(functional.conv2d(x, w), wanted):
-                wrong.append(1)
 
-    workers = [threading.Thread(target=work) for _ in range(8)]
+def of_families(dtype: torch.dtype) -> list[tuple]:
+    layouts = ["contiguous" if case.name == "few_channels" else "channels_last" for case in FAMILIES]
+    return [
+        (case, *(arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)))
+        for case, layout in zip(FAMILIES, layouts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_many_python_threads_at_once(native_implementation, dtype, threads):
+    """All operators on different problems at one time: the bits of one after the other, on one thread of torch's."""
+    problems = of_families(dtype)
+    threads(1)
+    wanted = [run(*problem, native_implementation) for problem in problems]
+    threads(2)
+    wrong, barrier = [], threading.Barrier(8)
+
+    def work(number):
+        barrier.wait()
+        for i in range(len(problems)):
+            turn = (number + i) % len(problems)
+            found = run(*problems[turn], native_implementation)
+            if not all(torch.equal(a, b) for a, b in zip(found, wanted[turn], strict=True)):
+                wrong.append(str(problems[turn][0]))
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -123,36 +185,32 @@ def test_many_python_threads_at_once():
     assert not wrong
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_after_fork_with_one_thread():
-    """The way of DataLoader workers: convolve in the parent, fork, one thread in the child, convolve again."""
-    script = """
-import os, torch, torchconv
-x, w = torch.randn(4, 8, 30, 30), torch.randn(8, 8, 3, 3)
-wanted = torchconv.conv2d(x, w)
+FORKED = """
+import os, sys
+sys.path.insert(0, "TESTS")
+import torch, torchconv
+from cases import run
+from conftest import NATIVE, ROWS
+from test_runtime import of_families
+
+ROWS = [row for row in ROWS if row.split(".")[1] in (NATIVE, f"{NATIVE}_bf16", "reference")]
+problems = [problem for dtype in (torch.float32, torch.bfloat16) for problem in of_families(dtype)]
+wanted = [run(*problem, f"{row},cpu.reference") for row in ROWS for problem in problems]
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)
-    os._exit(0 if torch.equal(torchconv.conv2d(x, w), wanted) else 1)
+    found = [run(*problem, f"{row},cpu.reference") for row in ROWS for problem in problems]
+    same = (torch.equal(a, b) for f, w in zip(found, wanted) for a, b in zip(f, w))
+    os._exit(0 if all(same) and torchconv.scratch_bytes() > 0 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert all(torch.equal(a, b) for a, b in zip(run(*problems[1], None), run(*problems[1], None)))  # and the parent lives
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_memory_does_not_grow_with_the_number_of_shapes():
-    script = """
-import resource, torch, torchconv
-w = torch.randn(4, 3, 3, 3)
-def sweep():
-    for size in range(8, 40):
-        for batch in range(1, 4):
-            torchconv.conv2d(torch.randn(batch, 3, size, size + batch, requires_grad=True), w).sum().backward()
-sweep()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in range(3):
-    sweep()
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096, "KiB"
-"""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_fork_with_one_thread():
+    """The way of DataLoader workers: convolve in the parent, fork, one thread in the child, convolve again."""
+    script = FORKED.replace("TESTS", str(Path(__file__).parent))
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 

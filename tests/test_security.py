@@ -1,0 +1,309 @@
+"""What SECURITY.md promises: the state below Python is a short list, and calls touch no file, no network, no environment."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchconv
+from torchconv import _C
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(torchconv.__file__).parent
+SOURCES = sorted(PACKAGE.glob("*.py"))
+
+
+def nm(*options: str) -> list[str]:
+    tool = shutil.which("nm")
+    if tool is None:
+        pytest.skip("no nm here")
+    result = subprocess.run([tool, *options, _C.__file__], capture_output=True, text=True, check=True)
+    return [line for line in result.stdout.splitlines() if line.strip()]
+
+
+# --- the extension -----------------------------------------------------------------------------------------------------
+
+#: Every variable of the extension that lies in writable memory, as a pattern, and why that is no state between calls.
+WRITABLE = {
+    # Counters, and memory that belongs to one thread and is written before it is read.
+    r"torchconv::cpu::\(anonymous namespace\)::(touched|needed|epoch)": "atomics that count bytes, for scratch_bytes and explain",
+    r"torchconv::cpu::\(anonymous namespace\)::region": "thread-local: the working memory of a thread",
+    r"torchconv::cpu::heaviest_loop": "thread-local: the largest loop of a thread, for those who ask",
+    # Set once, at import or at first use, and the same for ever after.
+    r"torchconv::\(anonymous namespace\)::(api|tensor_type|new_empty_strided|hooks)": "torch's objects, found at import",
+    r"torchconv::bind_(direct|eager)\(.*\)::methods": "tables of functions, filled at import: CPython keeps a pointer to them",
+    r"torchconv::implementations\(\)::rows": "the grid, made at first use",
+    r"torchconv::cpu::instruction_sets\(\)::sets": "what this machine has, asked once",
+    r"torchconv::\(anonymous namespace\)::chosen\(.*\)::dtypes": "a table of names",
+    r"torchconv::STABLE_TORCH_LIBRARY\w*_static_init_torchconv\w*": "the registrations of the operators",
+    r"PyInit__C::(def|mod_def_slots)": "the module's definition",
+    # Of others.
+    r"pybind11::.*": "pybind11's types, and its frames of calls, which are thread-local",
+    r"std::__ioinit": "of <iostream>",
+    r"__cpu_(model|features2)": "of the compiler's run-time library: what the processor can do",
+    r"DW\.ref\..*": "addresses of types of exceptions",
+    r"__dso_handle|__TMC_END__|__bss_start|_edata|_end|completed\.\d+|__tls_guard": "of the compiler and the linker",
+}
+
+
+def writable_variables() -> list[str]:
+    names = []
+    for line in nm("--demangle", "--format=sysv", "--defined-only"):
+        fields = line.split("|")
+        if re.fullmatch(r"\.t?(data|bss)(\..+)?", fields[-1].strip()) and fields[-1].strip() != ".data.rel.ro":
+            names.append("|".join(fields[:-6]).strip().removeprefix("guard variable for "))
+    if not names:
+        pytest.skip("this extension has no symbols left")
+    if any("__asan" in name or "__ubsan" in name for name in names):
+        pytest.skip("sanitizers have variables of their own")
+    return sorted(set(names))
+
+
+def strangers(names: list[str]) -> list[str]:
+    return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in WRITABLE)]
+
+
+def test_the_extension_has_no_other_writable_state():
+    names = writable_variables()
+    assert strangers(names) == []
+    # The list itself: nothing in it that is gone, so that no one can hide behind it.
+    ours = [pattern for pattern in WRITABLE if "torchconv" in pattern]
+    assert [pattern for pattern in ours if not any(re.fullmatch(pattern, name) for name in names)] == []
+    assert strangers(["torchconv::cache"]) == ["torchconv::cache"]
+
+
+#: Functions by which a C++ library reads files and the environment, runs programs, loads code or opens connections.
+FORBIDDEN = re.compile(
+    r"(secure_)?getenv|setenv|putenv|f?open(64|at)?(64)?|fdopen|freopen(64)?|creat(64)?|tmpfile|mkstemp|f?read|f?write"
+    r"|pread(64)?|pwrite(64)?|unlink|remove|rename|opendir|readdir|system|popen|exec[vl]\w*|posix_spawnp?|fork|vfork"
+    r"|dlopen|dlsym|dlmopen|socket|connect|bind|listen|accept4?|send(to|msg)?|recv(from|msg)?|getaddrinfo|gethostbyname"
+    r"|mprotect|memfd_create|shm_open|ioctl|ptrace|syscall|signal|sigaction|std::(basic_)?[io]?f(stream|ilebuf).*"
+    r"|std::filesystem.*|PyRun_\w+|Py_CompileString\w*|PyMarshal_\w+|PyEval_EvalCode\w*|PyImport_ExecCodeModule\w*|_?Py_fopen\w*|gets|sprintf|strcpy|strcat|alloca"
+)
+
+
+def test_the_extension_links_nothing_that_reads_files_or_the_environment():
+    names = [line.split(maxsplit=1)[1].split("@")[0] for line in nm("--demangle", "--undefined-only")]
+    names = [re.sub(r"\(.*", "", name) for name in names]
+    assert [name for name in names if FORBIDDEN.fullmatch(name)] == []
+    assert "mmap" in names or sys.platform != "linux"  # the working memory; what is seen here is what is linked
+    for name in "getenv", "fopen64", "std::basic_ifstream<char>::open", "std::ifstream", "socket", "execve", "openat":
+        assert FORBIDDEN.fullmatch(name), name
+
+
+def test_the_stack_is_not_executable():
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("no readelf here")
+    result = subprocess.run([readelf, "-lW", _C.__file__], capture_output=True, text=True, check=True).stdout
+    flags = {line.split()[0]: line for line in result.splitlines() if line.strip().startswith(("GNU_", "LOAD"))}
+    assert re.search(r" RW +0x", flags["GNU_STACK"])
+    assert "GNU_RELRO" in flags, "tables of functions are read-only once they are loaded"
+    segments = [line for line in result.splitlines() if line.strip().startswith("LOAD")]
+    assert not any("RWE" in line for line in segments)
+
+
+# --- calls, in a process of their own ----------------------------------------------------------------------------------
+
+CALLS = """
+import json, os, sys
+import torch, torchconv
+from torchconv import Conv1d, Conv2d, ConvTranspose2d, MaxPool2d, functional, tf
+
+model = torch.nn.Sequential(
+    Conv2d(3, 40, 3, padding="same", activation="relu"), Conv2d(40, 40, 3, padding=1), MaxPool2d(2),
+    Conv2d(40, 40, 3, groups=40, bias=False), ConvTranspose2d(40, 8, 3, 2), torch.nn.Flatten(2), Conv1d(8, 4, 3),
+)
+rows = [row.name for row in torchconv.implementations() if row.available]
+x = torch.randn(2, 3, 16, 15)
+
+def calls():
+    for row in rows:
+        with torchconv.use(row, "cpu.reference"):
+            model(x).sum().backward()
+    for memory_format in torch.contiguous_format, torch.channels_last:
+        for dtype in torch.float64, torch.float32, torch.bfloat16, torch.float16:
+            y = x.to(dtype, memory_format=memory_format)
+            functional.conv2d(y, y[:, :, :3, :3])
+            torch.ops.torchconv.conv2d(y, y[:, :, :3, :3], (1, 1), (0,) * 4, (1, 1), 1)
+    tf.conv2d(x, torch.randn(3, 3, 15, 4), 1, "SAME")
+    torchconv.chosen("conv2d", x, x, (1, 1), (0,) * 4, (1, 1), 1)
+    torchconv.scratch_bytes()
+    for wrong in {"stride": 0}, {"padding": 2**62}, {"groups": 2}:
+        try:
+            functional.conv2d(x, x, **wrong)
+        except RuntimeError:
+            pass
+"""
+
+AUDITED = (
+    CALLS
+    + """
+calls()
+events, listening = [], False
+
+def hook(event, args):
+    if listening and event.partition(".")[0] not in ("object", "gc", "sys", "cpython", "builtins"):
+        events.append(event)
+
+sys.addaudithook(hook)
+environ = type(os.environ)
+original = environ.__getitem__
+
+def read(self, key):
+    if listening:
+        events.append(f"environment {key}")
+    return original(self, key)
+
+environ.__getitem__ = read
+listening = True
+EXTRA
+calls()
+listening = False
+print(json.dumps(sorted(set(events))))
+"""
+)
+
+
+def audited(extra: str = "") -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHCONV_USE"}
+    command = [sys.executable, "-W", "ignore", "-c", AUDITED.replace("EXTRA", extra)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_calls_touch_nothing_outside():
+    """After a first call: no file, import, program, connection, or code that is made at run time, by Python's own log."""
+    assert audited() == []
+
+
+def test_what_is_touched_is_seen():
+    extras = {
+        "open": "open('/dev/null').close()",
+        "os.listdir": "os.listdir('/')",
+        "compile": "eval('1')",
+        "environment HOME": "os.environ.get('HOME')",
+        "import": "__import__('wave')",
+    }
+    assert set(extras) <= set(audited("\n".join(extras.values())))
+
+
+TRACED = CALLS + "\ncalls()\nos.path.exists('/torchconv begins')\ncalls()\nEXTRA\nos.path.exists('/torchconv ends')\n"
+
+
+def traced(tmp_path: Path, extra: str = "") -> list[str]:
+    """The system calls about files, connections and programs that all threads make between the two marks."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("no strace here")
+    log = tmp_path / "log"
+    command = [strace, "-f", "-qq", "-o", str(log), "-e", "trace=%file,%network,execve,fork,vfork,memfd_create,ioctl"]
+    script = [sys.executable, "-W", "ignore", "-c", TRACED.replace("EXTRA", extra)]
+    result = subprocess.run([*command, *script], capture_output=True, text=True, timeout=300, check=False)
+    if result.returncode != 0 and "ptrace" in result.stderr:
+        pytest.skip("no tracing here")
+    assert result.returncode == 0, result.stderr
+    _, _, after = log.read_text().partition("/torchconv begins")
+    between, mark, _ = after.partition("/torchconv ends")
+    assert mark
+    return between.splitlines()[1:-1]
+
+
+def test_the_kernels_make_no_system_call_about_files(tmp_path):
+    assert traced(tmp_path) == []
+
+
+def test_a_system_call_is_seen(tmp_path):
+    assert any("/dev/null" in line for line in traced(tmp_path, "os.close(os.open('/dev/null', 0))"))
+
+
+# --- the sources -------------------------------------------------------------------------------------------------------
+
+#: What torchconv imports, and who: no pickle, no network, no programs. Beside them torch, and what users ask for by name.
+IMPORTS = {
+    "__future__": None, "collections": None, "contextlib": None, "copy": None, "dataclasses": None, "functools": None,
+    "inspect": None, "itertools": None, "math": None, "typing": None, "weakref": None, "torch": None, "torchconv": None,
+    "os": {"implementations.py"},  # TORCHCONV_USE
+    "sys": {"__main__.py", "diagnose.py"},
+    **{name: {"diagnose.py"} for name in ("importlib", "json", "pathlib", "re", "shlex", "sysconfig")},  # it has failed
+    "keras": {"keras.py"}, "opacus": {"opacus.py"}, "onnxscript": {"onnx.py"}, "matplotlib": {"explanation.py"},
+}  # fmt: skip
+
+#: Names that no source may use, but for these files: of code made at run time, files, and what torch loads.
+NAMES = {
+    "eval", "exec", "compile", "open", "__import__", "breakpoint", "load", "loads", "load_state_dict", "hub",
+    "load_inline", "cpp_extension", "getenv", "putenv", "environb", "system", "popen", "from_file", "from_buffer",
+    "frombuffer", "read_text", "read_bytes", "write_text", "write_bytes", "set_", "data_ptr", "as_strided_", "ctypes",
+    "savefig", "environ", "recompile", "GraphModule", "import_module", "CDLL", "pickle", "dill", "globals",
+}  # fmt: skip
+ALLOWED = {
+    ("implementations.py", "environ"): "TORCHCONV_USE, once, at import",
+    ("diagnose.py", "read_text"): "what pip noted about this package, after an import that failed",
+    ("diagnose.py", "read_bytes"): "the extension itself, after an import that failed",
+    ("diagnose.py", "loads"): "of JSON: pip's note",
+    ("explanation.py", "savefig"): "Explanation.plot(path)",
+    ("folding.py", "recompile"): "torch.fx writes the forward of the model that it has traced",
+    ("folding.py", "GraphModule"): "the same",
+}
+
+
+def used(tree: ast.AST) -> set[str]:
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add((node.module or "torchconv").split(".")[0])
+    return modules
+
+
+def complaints(name: str, text: str) -> set[str]:
+    tree = ast.parse(text)
+    unknown = {m for m in imported(tree) if m not in IMPORTS or name not in (IMPORTS[m] or {name})}
+    return unknown | {word for word in used(tree) & NAMES if (name, word) not in ALLOWED}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_sources_use_nothing_of_the_kind(source):
+    assert complaints(source.name, source.read_text()) == set()
+
+
+def test_what_is_forbidden_is_found():
+    assert complaints("a.py", "import pickle, os; from urllib import request; eval(os.environ['A'])") == {
+        "pickle", "os", "urllib", "eval", "environ",
+    }  # fmt: skip
+    assert complaints("implementations.py", "import os; os.environ") == set()
+    texts = {path.name: used(ast.parse(path.read_text())) for path in SOURCES}
+    assert [pair for pair in ALLOWED if pair[1] not in texts[pair[0]]] == [], "no exception that nobody needs"
+
+
+def test_one_environment_variable_is_read():
+    found = []
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Subscript) and "environ" in used(node.value):
+                found.append((source.name, ast.literal_eval(node.slice)))
+            elif isinstance(node, ast.Compare) and any("environ" in used(c) for c in node.comparators):
+                found.append((source.name, ast.literal_eval(node.left)))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert "environ" not in used(node.func), ast.unparse(node)
+    assert set(found) == {("implementations.py", "TORCHCONV_USE")}
+
+
+def test_the_policy_names_tests_that_exist():
+    text = (ROOT / "SECURITY.md").read_text()
+    paths = set(re.findall(r"`(tests/\w+\.py|csrc/\w+\.cpp)`", text))
+    assert len(paths) >= 4
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert "TORCHCONV_USE" in text
