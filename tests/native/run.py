@@ -36,7 +36,7 @@ MODES = {
     "plain": Mode(3000),
     "asan": sanitized("asan", "address,undefined", 500),
     "tsan": sanitized("tsan", "thread", 500),
-    "valgrind": Mode(30, (("valgrind --quiet --error-exitcode=9 ", 0),)),
+    "valgrind": Mode(300, (("valgrind --quiet --error-exitcode=9 ", 0),)),
     "x86": Mode(200, (("qemu-x86_64 -cpu Nehalem ", 0), ("qemu-x86_64 -cpu Haswell ", 64))),
     "aarch64": Mode(
         200,

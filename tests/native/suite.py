@@ -37,6 +37,7 @@ def main() -> None:
         shutil.copy2(extension, tree / "torchconv")
     environment = {
         **os.environ,
+        "PYTHONPATH": str(tree),  # for those that start a Python of their own
         "LD_PRELOAD": f"{library('libasan.so')}:{library('libubsan.so')}",
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
