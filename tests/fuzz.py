@@ -315,10 +315,12 @@ def wrong_normals(p: Problem, op: str, row: str, found: Tensor, wanted: Tensor, 
     if found.numel() == 0:
         return ""
     limits = torch.finfo(p.dtype)
-    # The tolerances are of many elements. A few may all be rounded by half a unit, and float16's is above its tolerance.
-    half = limits.eps / 2 + TOLERANCE[torch.float32] if p.dtype == torch.float16 else 0
+    # The tolerances are of many elements. A few may all be rounded by half a unit, which is above the tolerances of 16
+    # bits, or all be unlucky.
+    half = limits.eps / 2 + TOLERANCE[torch.float32] if limits.bits == 16 else 0
+    few = 2 if found.numel() < 1000 else 1
     # They are of some hundred terms, too: errors of longer sums grow like a random walk.
-    allowed = max(half, tolerance(p.dtype, row) * max(1, math.sqrt(terms(p.case)[op] / 1024)))
+    allowed = max(half, few * tolerance(p.dtype, row) * max(1, math.sqrt(terms(p.case)[op] / 1024)))
     # Where an operand repeats itself, so do the errors, which then add up.
     if any(layout.expanded for layout in p.layouts):
         sums = torch.finfo(torch.float64 if p.dtype == torch.float64 else torch.float32)
