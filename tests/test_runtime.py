@@ -1,6 +1,5 @@
 """Threads, bits, the GIL, forked workers: what a kernel must not do to the process that it runs in."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -207,7 +206,6 @@ assert all(torch.equal(a, b) for a, b in zip(run(*problems[1], None), run(*probl
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_fork_with_one_thread():
     """The way of DataLoader workers: convolve in the parent, fork, one thread in the child, convolve again."""
     script = FORKED.replace("TESTS", str(Path(__file__).parent))

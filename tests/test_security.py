@@ -20,10 +20,7 @@ SOURCES = sorted(PACKAGE.glob("*.py"))
 
 
 def nm(*options: str) -> list[str]:
-    tool = shutil.which("nm")
-    if tool is None:
-        pytest.skip("no nm here")
-    result = subprocess.run([tool, *options, _C.__file__], capture_output=True, text=True, check=True)
+    result = subprocess.run(["nm", *options, _C.__file__], capture_output=True, text=True, check=True)
     return [line for line in result.stdout.splitlines() if line.strip()]
 
 
@@ -58,8 +55,7 @@ def writable_variables() -> list[str]:
         fields = line.split("|")
         if re.fullmatch(r"\.t?(data|bss)(\..+)?", fields[-1].strip()) and fields[-1].strip() != ".data.rel.ro":
             names.append("|".join(fields[:-6]).strip().removeprefix("guard variable for "))
-    if not names:
-        pytest.skip("this extension has no symbols left")
+    assert names, "an extension that has been stripped of its symbols tells nothing"
     if any("__asan" in name or "__ubsan" in name for name in names):
         pytest.skip("sanitizers have variables of their own")
     return sorted(set(names))
@@ -98,10 +94,7 @@ def test_the_extension_links_nothing_that_reads_files_or_the_environment():
 
 
 def test_the_stack_is_not_executable():
-    readelf = shutil.which("readelf")
-    if readelf is None:
-        pytest.skip("no readelf here")
-    result = subprocess.run([readelf, "-lW", _C.__file__], capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(["readelf", "-lW", _C.__file__], capture_output=True, text=True, check=True).stdout
     flags = {line.split()[0]: line for line in result.splitlines() if line.strip().startswith(("GNU_", "LOAD"))}
     assert re.search(r" RW +0x", flags["GNU_STACK"])
     assert "GNU_RELRO" in flags, "tables of functions are read-only once they are loaded"

@@ -26,7 +26,6 @@ def implementations() -> list[Implementation]:
     return [Implementation(row["name"], row["available"], tuple(row["ops"])) for row in _C.implementations()]
 
 
-COLUMNS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 ROWS = {row.name: row for row in implementations()}
 
 
@@ -89,8 +88,9 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
 
 def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tuple[str, str]]]:
     """What `chosen` tells, and a (name, why not) of each implementation before that one."""
-    if op not in COLUMNS:
-        raise ValueError(f"op must be one of {', '.join(map(repr, COLUMNS))}, but got {op!r}")
+    columns = ROWS["cpu.reference"].ops  # it has all of them
+    if op not in columns:
+        raise ValueError(f"op must be one of {', '.join(map(repr, columns))}, but got {op!r}")
     if a.dtype not in FLOATS:
         raise RuntimeError(f"a must be float64, float32, bfloat16 or float16, but got {a.dtype}")
     size, geometry = ([], rest) if op == "conv2d" else (rest[0], rest[1:])
