@@ -53,7 +53,7 @@ lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h')
 
 format: $(BIN)/.installed  ## the same, mended
 	ruff check --fix .

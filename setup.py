@@ -45,6 +45,7 @@ setup(
             # The LibTorch stable ABI of this version: the extension then runs on every later torch as it is.
             define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000")],
             extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+            extra_link_args=["-Wl,-z,relro,-z,now"],  # what the loader has filled in can be read only
         )
     ],
     cmdclass={"build_ext": Build},

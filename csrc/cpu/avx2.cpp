@@ -1,7 +1,7 @@
 // The kernels for AVX2: simd/ once more, in this instruction set's namespace and target region.
 #include "simd.h"
 
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
 
 #include <immintrin.h>
 
@@ -38,7 +38,7 @@ namespace torchconv::cpu::avx2 {
 namespace torchconv::cpu {
 
 InstructionSet avx2_set() {
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
   return {avx2::available, {std::begin(avx2::rows), std::end(avx2::rows)}, avx2::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};

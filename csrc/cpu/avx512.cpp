@@ -1,7 +1,7 @@
 // The kernels for AVX-512: simd/ once more, in this instruction set's namespace and target region.
 #include "simd.h"
 
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
 
 // GCC 12 takes the undefined lanes of its own intrinsics for mistakes.
 #if !defined(__clang__)
@@ -44,7 +44,7 @@ namespace torchconv::cpu::avx512 {
 namespace torchconv::cpu {
 
 InstructionSet avx512_set() {
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
   return {avx512::available, {std::begin(avx512::rows), std::end(avx512::rows)}, avx512::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};

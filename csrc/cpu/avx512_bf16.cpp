@@ -2,7 +2,7 @@
 // region.
 #include "simd.h"
 
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
 
 // GCC 12 takes the undefined lanes of its own intrinsics for mistakes.
 #if !defined(__clang__)
@@ -83,7 +83,7 @@ namespace torchconv::cpu::avx512_bf16 {
 namespace torchconv::cpu {
 
 InstructionSet avx512_bf16_set() {
-#if defined(__x86_64__)
+#if defined(TORCHCONV_X86)
   return {avx512_bf16::available, {std::begin(avx512_bf16::rows), std::end(avx512_bf16::rows)}, avx512_bf16::fma_peak};
 #else
   return {[] { return false; }, {}, nullptr};

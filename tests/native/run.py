@@ -2,6 +2,7 @@
 
 plain      on this machine as it is
 asan       under AddressSanitizer and UndefinedBehaviorSanitizer
+portable   the same, of the portable kernels alone: in CI
 tsan       under ThreadSanitizer
 valgrind   under valgrind's memcheck, which hides AVX-512 from them
 x86        on emulated processors without AVX, and with AVX2 but without AVX-512 (qemu-x86_64)
@@ -26,16 +27,13 @@ class Mode(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-def sanitized(name: str, sanitizers: str, problems: int) -> Mode:
-    # -O1: the checks are what takes the time, and a higher level takes the compiler tens of minutes.
-    options = f"-DTORCHCONV_SANITIZE={sanitizers}", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
-    return Mode(problems, folder=name, options=options)
-
-
 MODES = {
     "plain": Mode(3000),
-    "asan": sanitized("asan", "address,undefined", 500),
-    "tsan": sanitized("tsan", "thread", 500),
+    "asan": Mode(500, folder="asan", options=("-DTORCHCONV_SANITIZE=address,undefined",)),
+    "portable": Mode(
+        200, folder="portable", options=("-DTORCHCONV_SANITIZE=address,undefined", "-DTORCHCONV_PORTABLE_ONLY=ON")
+    ),
+    "tsan": Mode(500, folder="tsan", options=("-DTORCHCONV_SANITIZE=thread",)),
     "valgrind": Mode(300, (("valgrind --quiet --error-exitcode=9 ", 0),)),
     "x86": Mode(200, (("qemu-x86_64 -cpu Nehalem ", 0), ("qemu-x86_64 -cpu Haswell ", 64))),
     "aarch64": Mode(

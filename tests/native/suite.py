@@ -24,8 +24,8 @@ def library(name: str) -> str:
 
 
 def main() -> None:
-    options = "-DTORCHCONV_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"
-    run("cmake", "-S", str(ROOT), "-B", str(BUILD), f"-DPython_EXECUTABLE={sys.executable}", *options)
+    options = f"-DPython_EXECUTABLE={sys.executable}", "-DTORCHCONV_SANITIZE=address,undefined"
+    run("cmake", "-S", str(ROOT), "-B", str(BUILD), *options)
     run("cmake", "--build", str(BUILD), "--parallel", str(os.cpu_count()))
     tree = BUILD / "tree"
     shutil.rmtree(tree, ignore_errors=True)

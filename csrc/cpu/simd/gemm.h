@@ -48,6 +48,45 @@ struct Plan {
 
 constexpr double sum_of_lanes = 4;  // what it costs, in multiplications of vectors
 
+// The steps of a reduction, cut into sums that are short enough: see longest_sum. A part is some whole runs, or a piece
+// of one.
+struct Parts {
+  struct Part {
+    int64_t first, runs, length;  // offsets [first, first + runs), each of so many steps
+    int64_t step;                 // of all runs, the first one
+  };
+  int64_t longest;  // sum; a run beyond is cut
+  int64_t* offset;
+  Part* parts;
+  int64_t count = 0;
+
+  // Of `runs` runs of at most `length` steps.
+  Parts(int64_t longest, int64_t runs, int64_t length, Scratch& scratch)
+      : longest(longest),
+        offset(scratch.take<int64_t>(runs * pieces(length))),
+        parts(scratch.take<Part>(runs * pieces(length))) {}
+
+  int64_t pieces(int64_t length) const { return (length - 1) / longest + 1; }
+
+  // run_offset(i) is where run i begins.
+  template <class RunOffset>
+  void set(int64_t runs, int64_t length, const RunOffset& run_offset) {
+    count = 0;
+    if (const int64_t pieces = Parts::pieces(length); pieces > 1) {
+      const auto begin = [&](int64_t piece) { return piece < pieces ? length * piece / pieces / 4 * 4 : length; };
+      for (int64_t i = 0; i < runs; ++i)
+        for (int64_t piece = 0; piece < pieces; ++piece, ++count) {
+          offset[count] = run_offset(i) + begin(piece);
+          parts[count] = {count, 1, begin(piece + 1) - begin(piece), i * length + begin(piece)};
+        }
+      return;
+    }
+    for (int64_t i = 0; i < runs; ++i) offset[i] = run_offset(i);
+    const int64_t most = std::max<int64_t>(1, longest / std::max<int64_t>(1, length));
+    for (int64_t i = 0; i < runs; i += most) parts[count++] = {i, std::min(most, runs - i), length, i * length};
+  }
+};
+
 template <class E, class S>
 Plan<E, S> plan(const Correlation& conv) {
   using Plan = gemm::Plan<E, S>;
@@ -93,6 +132,40 @@ Plan<E, S> plan(const Correlation& conv) {
   return plan;
 }
 
+// The product of `rows` rows and one panel. The sums of all parts but the last one wait in a tile of their own.
+template <class E, class Out>
+void multiply_parts(const Product<E, Out>& whole, const Parts& parts, int64_t width, bool dots, int rows) {
+  using T = Sum<E>;
+  constexpr int L = lanes<E>, most = most_rows<1>;
+  T tile[most][2 * L];
+  T* waiting[most];
+  for (int m = 0; m < most; ++m) waiting[m] = tile[m];
+  Product<E, Out> product = whole;
+  for (int64_t i = 0; i < parts.count; ++i) {
+    const auto& [first, runs, length, step] = parts.parts[i];
+    const bool last = i == parts.count - 1;
+    product.offset = parts.offset + first, product.runs = runs, product.length = length;
+    product.b = whole.b + step * width;
+    if constexpr (std::is_same_v<Out, T>) {
+      product.c = last ? whole.c : waiting;
+      if (i > 0) product.from = waiting;
+    }
+    product.finish = last ? whole.finish : nullptr;
+    product.stream = last && whole.stream;
+    if constexpr (numbers<E> == 1) {
+      if (dots) {
+        multiply_dots<E>[width - 1](product, rows);
+        continue;
+      }
+    }
+    if (width == L) {
+      multiply_rows<E, 1, Out>[rows - 1](product);
+    } else {
+      multiply_rows<E, 2, Out>[rows - 1](product);
+    }
+  }
+}
+
 // About the cycles per output pixel, in float32: multiplications, a tile's rows, and copies, or transpositions where
 // channels are not neighbours.
 inline double copies(const Conv& conv) {
@@ -134,6 +207,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   constexpr int L = lanes<S>, per = numbers<E>;
   using Plan = gemm::Plan<E, S>;
   const Plan plan = gemm::plan<E, S>(conv);
+  // Lanes of dots add up short sums anyway, and those of pairs are rounded to half the digits.
+  const int64_t longest = plan.dots || per > 1 ? std::numeric_limits<int64_t>::max() : longest_sum;
   const bool stream = plan.direct && streams(conv, y, conv.K_per_group());
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, K = conv.K_per_group(), C = conv.C_per_group();
   const int64_t NR = plan.lanes_per_panel, block_size = plan.block_size(conv, plan.channels),
@@ -192,7 +267,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
       // The runs of a patch that belong to one output.
       const int64_t runs = taps / plan.joined;
-      int64_t* offset = scratch.take<int64_t>(runs);
+      Parts parts(longest, runs, plan.joined * plan.channels, scratch);
       for (int64_t cb = 0; cb < plan.channel_blocks; ++cb) {
         const int64_t c = cb * plan.channels * per, count = std::min(plan.channels * per, C - c),
                       channels = (count - 1) / per + 1;
@@ -213,19 +288,15 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           step_n = cut.image_pitch(), step_h = cut.rows.step * cut.row_pitch(), step_w = cut.cols.step * cut.pitch;
           tap_h = conv.rows.dilation * cut.row_pitch(), tap_w = conv.cols.dilation * cut.pitch;
         }
-        for (int64_t i = 0; i < runs; ++i)
-          offset[i] = i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
+        parts.set(runs, plan.joined * channels, [&](int64_t i) {
+          return i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
+        });
 
-        Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
-        const bool last = cb == plan.channel_blocks - 1;
+        const bool finishes = direct && cb == plan.channel_blocks - 1;
         // All tiles of the block, to the results from `to` on.
         const auto multiply_tiles = [&]<class Out>(Out* to) {
           Product<E, Out> product{};
-          product.offset = offset, product.runs = runs;
-          product.length = plan.joined * channels;
-          product.add = cb > 0;
           product.stream = stream && plan.channel_blocks == 1;
-          product.finish = direct && last && !finish.does_nothing() ? &finish : nullptr;
 
           const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
           const int64_t tiles = (pixels - 1) / most + 1;
@@ -256,27 +327,22 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           for (int64_t tile = 0; tile < tiles; ++tile) {
             const int MR = next;
             next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
-            product.a = a[tile % 2], product.c = out[tile % 2];
+            product.a = a[tile % 2];
             FetchRows<E> fetch;
             if (next && in_place)
               fetch = {a[(tile + 1) % 2], next, channels, (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
             product.fetch = &fetch;
             for (int64_t i = panel; i < panel_end; ++i) {
-              product.b = packed + (i - first) * panel_size + cb * block_size;
-              product.lane = (i - panel) * NR;
-              const int64_t width = plan.lanes_of(i, K);
+              const int64_t width = plan.lanes_of(i, K), lane = (i - panel) * NR;
+              Out* c[most_rows<1>];
+              for (int m = 0; m < MR; ++m) c[m] = out[tile % 2][m] + lane;
+              product.c = c;
+              if constexpr (std::is_same_v<Out, T>) product.from = cb > 0 ? c : nullptr;
               product.count = direct ? K - (i - group * plan.panels) * NR : width;
-              if constexpr (per == 1) {
-                if (plan.dots) {
-                  multiply_dots<E>[NR - 1](product, MR);
-                  continue;
-                }
-              }
-              if (width == L) {
-                multiply_rows<E, 1, Out>[MR - 1](product);
-              } else {
-                multiply_rows<E, 2, Out>[MR - 1](product);
-              }
+              const Finish<T> finish{bias ? bias + i * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+              product.finish = finishes && !finish.does_nothing() ? &finish : nullptr;
+              product.b = packed + (i - first) * panel_size + cb * block_size;
+              multiply_parts(product, parts, width, plan.dots, MR);
             }
           }
         };

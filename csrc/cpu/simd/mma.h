@@ -13,6 +13,9 @@ constexpr int steps_together = NV > 1           ? 1
 template <int NV>
 constexpr int most_rows = (registers - NV * steps_together<NV> - 2) / NV;
 
+// Products that are added up one by one: of these sums, longer ones are added up, which keeps their error small.
+constexpr int64_t longest_sum = 256;
+
 // Rows that are fetched into the cache meanwhile.
 template <class E>
 class FetchRows {
@@ -48,13 +51,13 @@ struct Product {
   const int64_t* offset;
   int64_t runs, length;
   const E* b;
-  // C: row m is c[m] + lane, of which the first `count` lanes are stored.
+  // C: of row m the first `count` lanes are stored.
   Out* const* c;
-  int64_t lane, count;
-  bool add;  // to what C holds; never where sums are rounded to a smaller dtype
+  int64_t count;
+  const Sum<E>* const* from;  // rows that the product is added to, which may be those of C; or null
   const Finish<Sum<E>>* finish;
   FetchRows<E>* fetch;  // what is fetched every steps_per_fetch steps
-  bool stream;          // past the caches; as `add`
+  bool stream;          // past the caches; never where sums are rounded to a smaller dtype
 };
 
 // Adds, finishes and stores what is more than a plain tile: `rows` rows of sums.
@@ -63,12 +66,12 @@ void store_rows(const Product<E, Out>& product, int rows, const Sum<E>* sums, in
   using V = Vector<E>;
   constexpr int L = lanes<E>;
   for (int m = 0; m < rows; ++m, sums += pitch) {
-    Out* c = product.c[m] + product.lane;
+    Out* c = product.c[m];
     for (int64_t lane = 0; lane < std::min(pitch, product.count); lane += L) {
       const int64_t count = product.count - lane;
       V sum = load(sums + lane);
-      if (product.add) sum = sum + (count >= L ? load(c + lane) : load(c + lane, count));
-      if (product.finish) sum = (*product.finish)(sum, product.lane + lane);
+      if (product.from) sum = sum + (count >= L ? load(product.from[m] + lane) : load(product.from[m] + lane, count));
+      if (product.finish) sum = (*product.finish)(sum, lane);
       if (count >= L) {
         store(c + lane, sum);
       } else {
@@ -101,8 +104,7 @@ void multiply(const Product<E, Out>& product) {
   };
   if (!product.stream)
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      unroll<NV>([&](auto v)
-                     __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
+      unroll<NV>([&](auto v) __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + v * L, 1); });
     });
   for (int64_t i = 0; i < product.runs; ++i) {
     const int64_t begin = product.offset[i], end = begin + product.length;
@@ -119,9 +121,10 @@ void multiply(const Product<E, Out>& product) {
   }
   if (!product.finish && product.count >= NV * L) {
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      Out* c = product.c[m] + product.lane;
-      if (product.add) {
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(c + v * L); });
+      Out* c = product.c[m];
+      if (product.from) {
+        const T* from = product.from[m];
+        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(from + v * L); });
       }
       if (product.stream) {
         unroll<NV>([&](auto v) __attribute__((always_inline)) { stream(c + v * L, sum[m][v]); });

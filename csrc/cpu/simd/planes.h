@@ -163,7 +163,8 @@ void multiply(const Product<T>& product) {
   unroll<MR>([&](auto m) __attribute__((always_inline)) {
     unroll<NV>([&](auto v) __attribute__((always_inline)) {
       T* c = product.c + m * product.pitch + product.to[v];
-      V value = product.add ? load(c) + sum[m][v] : sum[m][v];
+      V value = sum[m][v];
+      if (product.add) value = value + (product.count[v] == L ? load(c) : load(c, product.count[v]));
       if (product.bias) value = value + broadcast(product.bias[m]);
       if (product.finish) value = (*product.finish)(value, 0);
       if (product.count[v] == L) {
@@ -247,7 +248,7 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
     // Vectors of pixels, and where each begins in the patch.
     const int64_t across = (cols - 1) / L + 1, vectors = images * rows * across, NV = plan.NV;
     const int64_t sets = (vectors - 1) / NV + 1;
-    // The sums go where they belong, or to a buffer.
+    // The sums go where they belong, or to a buffer. Vectors that only fill the last set are not stored.
     const bool direct = std::is_same_v<S, T> && conv.y.w == 1 && plan.channels >= C;
     int64_t* at = scratch.take<int64_t>(3 * sets * NV);
     int64_t *to = at + sets * NV, *width = to + sets * NV;
@@ -255,7 +256,7 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
       const int64_t i = std::min(v, vectors - 1), q = i % across * L, p = i / across % rows, n = i / across / rows;
       at[v] = n * planes.image + p * patch.rows.step * planes.row + q;
       to[v] = direct ? n * conv.y.n + p * conv.y.h + q : v * L;
-      width[v] = direct ? std::min<int64_t>(L, cols - q) : L;
+      width[v] = !direct ? L : v < vectors ? std::min<int64_t>(L, cols - q) : 0;
     }
     int64_t* offset = scratch.take<int64_t>(plan.channels * taps);
     for (int64_t t = 0; t < plan.channels * taps; ++t) offset[t] = planes.offset(conv, t);
@@ -271,20 +272,24 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
         read_planes(conv, block.n + n, patch, planes, group * C + c, count, x, copy + n * planes.image);
       const bool last = c + plan.channels >= C;
       Product<T> product{};
-      product.x = copy, product.offset = offset, product.taps = count * taps;
-      product.pitch = pitch, product.add = c > 0;
-      product.finish = last && epilogue.activation != Activation::none ? &finish : nullptr;
+      product.x = copy, product.pitch = pitch;
       for (int64_t set = 0; set < sets; ++set)
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t k = first_row(tile), MR = first_row(tile + 1) - k;
-          product.w = packed + (group * K + k) * C * taps + c * taps * MR;
           product.at = at + set * NV, product.to = to + set * NV, product.count = width + set * NV;
-          product.bias = last && bias ? bias + group * K + k : nullptr;
           product.c = sums + k * pitch;
-          switch (NV) {
-            case 8: multiply_rows<T, 8>[MR - 1](product); break;
-            case 4: multiply_rows<T, 4>[MR - 1](product); break;
-            default: multiply_rows<T, 2>[MR - 1](product);
+          for (int64_t t = 0; t == 0 || t < count * taps; t += longest_sum) {
+            const bool finishes = last && t + longest_sum >= count * taps;
+            product.taps = std::min(longest_sum, count * taps - t);
+            product.offset = offset + t, product.w = packed + (group * K + k) * C * taps + (c * taps + t) * MR;
+            product.add = c > 0 || t > 0;
+            product.bias = finishes && bias ? bias + group * K + k : nullptr;
+            product.finish = finishes && epilogue.activation != Activation::none ? &finish : nullptr;
+            switch (NV) {
+              case 8: multiply_rows<T, 8>[MR - 1](product); break;
+              case 4: multiply_rows<T, 4>[MR - 1](product); break;
+              default: multiply_rows<T, 2>[MR - 1](product);
+            }
           }
         }
     }

@@ -17,8 +17,8 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
   const bool wide = m_stack.pitch > Simd<T>::lanes;
   const int64_t no_offset = 0, parts = (tiles - 1) / (wide ? most_rows<2> : most_rows<1>)+1;
   Product<T> product{};
-  product.offset = &no_offset, product.runs = 1, product.length = channels;
-  product.add = add, product.count = m_stack.pitch;
+  product.offset = &no_offset, product.runs = 1;
+  product.count = m_stack.pitch;
   for (int64_t plane = 0; plane < planes; ++plane) {
     meanwhile();
     for (int64_t part = 0; part < parts; ++part) {
@@ -29,27 +29,32 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
         a[i - begin] = v + plane * v_stack.plane + i * v_stack.pitch;
         c[i - begin] = m + plane * m_stack.plane + i * m_stack.pitch;
       }
-      product.a = a, product.b = u + plane * u_stack.plane, product.c = c;
       // The rows of the next product follow these.
       const T* next = a[0] + (end - begin) * v_stack.pitch;
       FetchRows<T> fetch;
       if (v_stack.pitch == channels) fetch = {&next, 1, (end - begin) * channels, (channels - 1) / steps_per_fetch + 1};
-      product.fetch = &fetch;
-      if (wide) {
-        multiply_rows<T, 2>[end - begin - 1](product);
-      } else {
-        multiply_rows<T, 1>[end - begin - 1](product);
+      product.a = a, product.c = c, product.fetch = &fetch;
+      for (int64_t k = 0; k < channels; k += longest_sum) {
+        product.length = std::min(longest_sum, channels - k);
+        product.b = u + plane * u_stack.plane + k * u_stack.pitch;
+        product.from = add || k > 0 ? c : nullptr;
+        if (wide) {
+          multiply_rows<T, 2>[end - begin - 1](product);
+        } else {
+          multiply_rows<T, 1>[end - begin - 1](product);
+        }
+        for (int64_t i = begin; i < end; ++i) a[i - begin] += product.length;
       }
     }
   }
 }
 
 // What fits where, in bytes.
-constexpr int64_t own_v = 384 << 10;   // V of one unit, in L2
-constexpr int64_t all_u = 3 << 20;     // U that is made once and read by all units, from L3
-constexpr int64_t longest_sum = 768;   // channels, in one go
-constexpr int64_t shared_v = 6 << 20;  // V that is read by all units, from L3
-constexpr int64_t most_tiles = 112;    // of M, next to a slab of U, in L2
+constexpr int64_t own_v = 384 << 10;    // V of one unit, in L2
+constexpr int64_t all_u = 3 << 20;      // U that is made once and read by all units, from L3
+constexpr int64_t most_channels = 768;  // in one go
+constexpr int64_t shared_v = 6 << 20;   // V that is read by all units, from L3
+constexpr int64_t most_tiles = 112;     // of M, next to a slab of U, in L2
 constexpr int64_t slab_channels = 64;
 
 // Under a dilated kernel, outputs dilation, 2 dilation, ... apart read inputs that are as far apart: outputs offset,
@@ -219,7 +224,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   const Problem<S> problem(conv, epilogue, scratch);
   const int64_t u_bytes = problem.panels * Stack(problem.C, problem.NR).size() * int64_t(sizeof(Sum<S>));
   const int64_t together = all_u / u_bytes;  // groups
-  if (together > 0 && problem.C <= longest_sum) {
+  if (together > 0 && problem.C <= most_channels) {
     for (int64_t group = 0; group < conv.groups; group += together)
       correlate_own_v(problem, group, std::min(group + together, conv.groups), x, w, y);
   } else {
