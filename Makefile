@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow fuzz kernels asan tsan emulate docs lint format overhead bench models clean
+.PHONY: help demo test slow fuzz kernels portable asan tsan emulate docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -34,7 +34,10 @@ fuzz: $(BIN)/.installed  ## random problems on every implementation, beside torc
 kernels: $(BIN)/.installed  ## the kernels without Python, each tensor at the edge of a page
 	$(BIN)/python tests/native/run.py plain
 
-asan: $(BIN)/.installed  ## the same, and all tests but the slow ones, under AddressSanitizer and UBSan
+portable: $(BIN)/.installed  ## the same of the portable ones, under AddressSanitizer and UBSan, in three minutes
+	$(BIN)/python tests/native/run.py portable
+
+asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under these two
 	$(BIN)/python tests/native/run.py asan
 	$(BIN)/python tests/native/suite.py -m "not slow"
 
@@ -58,7 +61,7 @@ lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
 format: $(BIN)/.installed  ## the same, mended
 	ruff check --fix .
 	ruff format .
-	clang-format -i $$(git ls-files 'csrc/*')
+	clang-format -i $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h')
 
 overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
 	$(BIN)/python benchmarks/overhead.py

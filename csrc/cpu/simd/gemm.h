@@ -48,42 +48,41 @@ struct Plan {
 
 constexpr double sum_of_lanes = 4;  // what it costs, in multiplications of vectors
 
-// The steps of a reduction, cut into sums that are short enough: see longest_sum. A part is some whole runs, or a piece
-// of one.
-struct Parts {
-  struct Part {
+// The steps of a reduction, cut into pieces of at most longest_sum steps: some whole runs, or a part of one.
+struct Pieces {
+  struct Piece {
     int64_t first, runs, length;  // offsets [first, first + runs), each of so many steps
-    int64_t step;                 // of all runs, the first one
+    int64_t step;                 // of the whole reduction, the first one
   };
-  int64_t longest;  // sum; a run beyond is cut
+  int64_t longest;
   int64_t* offset;
-  Part* parts;
+  Piece* pieces;
   int64_t count = 0;
 
   // Of `runs` runs of at most `length` steps.
-  Parts(int64_t longest, int64_t runs, int64_t length, Scratch& scratch)
+  Pieces(int64_t longest, int64_t runs, int64_t length, Scratch& scratch)
       : longest(longest),
-        offset(scratch.take<int64_t>(runs * pieces(length))),
-        parts(scratch.take<Part>(runs * pieces(length))) {}
+        offset(scratch.take<int64_t>(runs * of_run(length))),
+        pieces(scratch.take<Piece>(runs * of_run(length))) {}
 
-  int64_t pieces(int64_t length) const { return (length - 1) / longest + 1; }
+  int64_t of_run(int64_t length) const { return (length - 1) / longest + 1; }
 
   // run_offset(i) is where run i begins.
   template <class RunOffset>
   void set(int64_t runs, int64_t length, const RunOffset& run_offset) {
     count = 0;
-    if (const int64_t pieces = Parts::pieces(length); pieces > 1) {
-      const auto begin = [&](int64_t piece) { return piece < pieces ? length * piece / pieces / 4 * 4 : length; };
+    if (const int64_t parts = of_run(length); parts > 1) {
+      const auto begin = [&](int64_t part) { return part < parts ? length * part / parts / 4 * 4 : length; };
       for (int64_t i = 0; i < runs; ++i)
-        for (int64_t piece = 0; piece < pieces; ++piece, ++count) {
-          offset[count] = run_offset(i) + begin(piece);
-          parts[count] = {count, 1, begin(piece + 1) - begin(piece), i * length + begin(piece)};
+        for (int64_t part = 0; part < parts; ++part, ++count) {
+          offset[count] = run_offset(i) + begin(part);
+          pieces[count] = {count, 1, begin(part + 1) - begin(part), i * length + begin(part)};
         }
       return;
     }
     for (int64_t i = 0; i < runs; ++i) offset[i] = run_offset(i);
     const int64_t most = std::max<int64_t>(1, longest / std::max<int64_t>(1, length));
-    for (int64_t i = 0; i < runs; i += most) parts[count++] = {i, std::min(most, runs - i), length, i * length};
+    for (int64_t i = 0; i < runs; i += most) pieces[count++] = {i, std::min(most, runs - i), length, i * length};
   }
 };
 
@@ -132,37 +131,35 @@ Plan<E, S> plan(const Correlation& conv) {
   return plan;
 }
 
-// The product of `rows` rows and one panel. The sums of all parts but the last one wait in a tile of their own.
+// The product of `rows` rows and one panel, whose lanes are `width` output channels.
 template <class E, class Out>
-void multiply_parts(const Product<E, Out>& whole, const Parts& parts, int64_t width, bool dots, int rows) {
-  using T = Sum<E>;
-  constexpr int L = lanes<E>, most = most_rows<1>;
-  T tile[most][2 * L];
-  T* waiting[most];
-  for (int m = 0; m < most; ++m) waiting[m] = tile[m];
-  Product<E, Out> product = whole;
-  for (int64_t i = 0; i < parts.count; ++i) {
-    const auto& [first, runs, length, step] = parts.parts[i];
-    const bool last = i == parts.count - 1;
-    product.offset = parts.offset + first, product.runs = runs, product.length = length;
+INLINE void multiply_panel(const Product<E, Out>& product, bool dots, int64_t width, int rows) {
+  if constexpr (numbers<E> == 1)
+    if (dots) return multiply_dots<E>[width - 1](product, rows);
+  if (width == lanes<E>) {
+    multiply_rows<E, 1, Out>[rows - 1](product);
+  } else {
+    multiply_rows<E, 2, Out>[rows - 1](product);
+  }
+}
+
+// The same piece by piece. The sums of all but the last one wait in a tile of their own.
+template <class E>
+void multiply_pieces(const Product<E>& whole, const Pieces& pieces, int64_t width, int rows) {
+  Sum<E> tile[most_rows<1>][2 * lanes<E>];
+  Sum<E>* waiting[most_rows<1>];
+  for (int m = 0; m < rows; ++m) waiting[m] = tile[m];
+  Product<E> product = whole;
+  for (int64_t i = 0; i < pieces.count; ++i) {
+    const auto& [first, runs, length, step] = pieces.pieces[i];
+    const bool last = i == pieces.count - 1;
+    product.offset = whole.offset + first, product.runs = runs, product.length = length;
     product.b = whole.b + step * width;
-    if constexpr (std::is_same_v<Out, T>) {
-      product.c = last ? whole.c : waiting;
-      if (i > 0) product.from = waiting;
-    }
+    product.c = last ? whole.c : waiting, product.lane = last ? whole.lane : 0;
+    if (i > 0) product.from = waiting;
     product.finish = last ? whole.finish : nullptr;
     product.stream = last && whole.stream;
-    if constexpr (numbers<E> == 1) {
-      if (dots) {
-        multiply_dots<E>[width - 1](product, rows);
-        continue;
-      }
-    }
-    if (width == L) {
-      multiply_rows<E, 1, Out>[rows - 1](product);
-    } else {
-      multiply_rows<E, 2, Out>[rows - 1](product);
-    }
+    multiply_panel(product, false, width, rows);
   }
 }
 
@@ -267,7 +264,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
 
       // The runs of a patch that belong to one output.
       const int64_t runs = taps / plan.joined;
-      Parts parts(longest, runs, plan.joined * plan.channels, scratch);
+      Pieces pieces(longest, runs, plan.joined * plan.channels, scratch);
       for (int64_t cb = 0; cb < plan.channel_blocks; ++cb) {
         const int64_t c = cb * plan.channels * per, count = std::min(plan.channels * per, C - c),
                       channels = (count - 1) / per + 1;
@@ -288,15 +285,18 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           step_n = cut.image_pitch(), step_h = cut.rows.step * cut.row_pitch(), step_w = cut.cols.step * cut.pitch;
           tap_h = conv.rows.dilation * cut.row_pitch(), tap_w = conv.cols.dilation * cut.pitch;
         }
-        parts.set(runs, plan.joined * channels, [&](int64_t i) {
+        pieces.set(runs, plan.joined * channels, [&](int64_t i) {
           return i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
         });
 
-        const bool finishes = direct && cb == plan.channel_blocks - 1;
+        const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+        const bool finishes = direct && cb == plan.channel_blocks - 1 && !finish.does_nothing();
         // All tiles of the block, to the results from `to` on.
         const auto multiply_tiles = [&]<class Out>(Out* to) {
           Product<E, Out> product{};
+          product.offset = pieces.offset, product.runs = runs, product.length = plan.joined * channels;
           product.stream = stream && plan.channel_blocks == 1;
+          product.finish = finishes ? &finish : nullptr;
 
           const int most = plan.dots ? dot_rows(NR) : NR == L ? most_rows<1> : most_rows<2>;
           const int64_t tiles = (pixels - 1) / most + 1;
@@ -327,22 +327,28 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           for (int64_t tile = 0; tile < tiles; ++tile) {
             const int MR = next;
             next = tile + 1 < tiles ? set_rows(tile + 1) : 0;
-            product.a = a[tile % 2];
+            product.a = a[tile % 2], product.c = out[tile % 2];
             FetchRows<E> fetch;
             if (next && in_place)
               fetch = {a[(tile + 1) % 2], next, channels, (panel_end - panel) * ((channels - 1) / steps_per_fetch + 1)};
             product.fetch = &fetch;
             for (int64_t i = panel; i < panel_end; ++i) {
-              const int64_t width = plan.lanes_of(i, K), lane = (i - panel) * NR;
-              Out* c[most_rows<1>];
-              for (int m = 0; m < MR; ++m) c[m] = out[tile % 2][m] + lane;
-              product.c = c;
-              if constexpr (std::is_same_v<Out, T>) product.from = cb > 0 ? c : nullptr;
+              const int64_t width = plan.lanes_of(i, K);
+              product.lane = (i - panel) * NR;
               product.count = direct ? K - (i - group * plan.panels) * NR : width;
-              const Finish<T> finish{bias ? bias + i * NR : nullptr, epilogue.activation, T(epilogue.slope)};
-              product.finish = finishes && !finish.does_nothing() ? &finish : nullptr;
+              [[maybe_unused]] const T* from[most_rows<1>];
+              if constexpr (std::is_same_v<Out, T>)
+                if (cb > 0) {
+                  for (int m = 0; m < MR; ++m) from[m] = product.c[m] + product.lane;
+                  product.from = from;
+                }
               product.b = packed + (i - first) * panel_size + cb * block_size;
-              multiply_parts(product, parts, width, plan.dots, MR);
+              if constexpr (std::is_same_v<Out, T>)
+                if (pieces.count > 1) {
+                  multiply_pieces(product, pieces, width, MR);
+                  continue;
+                }
+              multiply_panel(product, plan.dots, width, MR);
             }
           }
         };

@@ -51,10 +51,10 @@ struct Product {
   const int64_t* offset;
   int64_t runs, length;
   const E* b;
-  // C: of row m the first `count` lanes are stored.
+  // C: row m is c[m] + lane, of which the first `count` lanes are stored.
   Out* const* c;
-  int64_t count;
-  const Sum<E>* const* from;  // rows that the product is added to, which may be those of C; or null
+  int64_t lane, count;
+  const Sum<E>* const* from;  // rows that the product is added to, which may lie in C; or null
   const Finish<Sum<E>>* finish;
   FetchRows<E>* fetch;  // what is fetched every steps_per_fetch steps
   bool stream;          // past the caches; never where sums are rounded to a smaller dtype
@@ -66,12 +66,12 @@ void store_rows(const Product<E, Out>& product, int rows, const Sum<E>* sums, in
   using V = Vector<E>;
   constexpr int L = lanes<E>;
   for (int m = 0; m < rows; ++m, sums += pitch) {
-    Out* c = product.c[m];
+    Out* c = product.c[m] + product.lane;
     for (int64_t lane = 0; lane < std::min(pitch, product.count); lane += L) {
       const int64_t count = product.count - lane;
       V sum = load(sums + lane);
       if (product.from) sum = sum + (count >= L ? load(product.from[m] + lane) : load(product.from[m] + lane, count));
-      if (product.finish) sum = (*product.finish)(sum, lane);
+      if (product.finish) sum = (*product.finish)(sum, product.lane + lane);
       if (count >= L) {
         store(c + lane, sum);
       } else {
@@ -104,7 +104,8 @@ void multiply(const Product<E, Out>& product) {
   };
   if (!product.stream)
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + v * L, 1); });
+      unroll<NV>([&](auto v)
+                     __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
     });
   for (int64_t i = 0; i < product.runs; ++i) {
     const int64_t begin = product.offset[i], end = begin + product.length;
@@ -121,7 +122,7 @@ void multiply(const Product<E, Out>& product) {
   }
   if (!product.finish && product.count >= NV * L) {
     unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      Out* c = product.c[m];
+      Out* c = product.c[m] + product.lane;
       if (product.from) {
         const T* from = product.from[m];
         unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(from + v * L); });
