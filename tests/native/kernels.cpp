@@ -54,10 +54,10 @@ Problem draw_problem(Draw& draw) {
     Problem p;
     p.dtype = Dtype(draw.below(4));
     p.groups = draw.of({1, 1, 1, 2, 3, 8, 16, 17, 32, 64});
-    const int64_t c =
-        p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8}) : draw.of({1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64, 65});
-    const int64_t k =
-        p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8}) : draw.of({1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 49, 64});
+    const int64_t c = p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8})
+                                   : draw.of({1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64, 65, 96, 200, 288});
+    const int64_t k = p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8})
+                                   : draw.of({1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 49, 64, 96, 144, 192, 300});
     p.w = {p.groups * k, c, draw.of({1, 2, 3, 3, 3, 5, 7}), draw.of({1, 2, 3, 3, 3, 5, 7})};
     if (draw.below(2)) p.w[3] = p.w[2];
     p.x = {draw.of({1, 1, 2, 3}), p.groups * c, 0, 0};

@@ -39,7 +39,7 @@ def main() -> None:
         **os.environ,
         "PYTHONPATH": str(tree),  # for those that start a Python of their own
         "LD_PRELOAD": f"{library('libasan.so')}:{library('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:malloc_context_size=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     sys.exit(subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=tree, env=environment).returncode)

@@ -78,6 +78,10 @@ WeightPlan<S> weight_plan(const Conv& whole) {
   const auto padded = [](int64_t lanes) { return (lanes - 1) / L * L + L; };
   const auto filled = [&](int64_t lanes) { return double(lanes) / padded(lanes); };
   plan.swapped = filled(plan.filters) > filled(plan.run_length);
+  if (plan.swapped) {  // whole vectors, so that none of them reaches beyond y where that is read in place
+    plan.filters = share(K, plan.filters, 2 * L);
+    plan.filter_groups = std::max<int64_t>(1, (K - 1) / plan.filters + 1);
+  }
   plan.pitch = plan.swapped ? padded(plan.filters) : plan.runs * padded(plan.run_length);
   plan.run_pitch = plan.swapped ? plan.run_length * plan.pitch : padded(plan.run_length);
 

@@ -50,7 +50,7 @@ void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i
   const auto zero = [&](E* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, E{}); };
   to += i * patch.row_pitch();
   for (; i < i_end; ++i, to += patch.row_pitch()) {
-    if (i < top || i >= bottom) {
+    if (i < top || i >= bottom || left == right) {
       zero(to, patch.cols.size);
       continue;
     }
