@@ -34,13 +34,13 @@ struct Phase {
 };
 
 inline Phase phase(const Axis& axis, int64_t offset) {
-  const int64_t common = std::gcd(axis.stride, axis.dilation), step = axis.stride / common;
+  const int64_t common = std::gcd(axis.stride, axis.dilation), step = std::min(axis.stride / common, axis.kernel);
   Phase phase{};
   phase.offset = offset, phase.step = step;
   phase.axis = {axis.out, 0, (axis.in - offset - 1) / axis.stride + 1, 1, axis.dilation / common, 0};
   int64_t tap = 0;  // the first that meets these elements
-  while (tap < std::min(step, axis.kernel) && (offset + axis.pad - tap * axis.dilation) % axis.stride != 0) ++tap;
-  if (tap == step || tap >= axis.kernel) return phase;
+  while (tap < step && (offset + axis.pad - tap * axis.dilation) % axis.stride != 0) ++tap;
+  if (tap == step) return phase;
   phase.axis.kernel = (axis.kernel - 1 - tap) / step + 1;
   phase.last_tap = tap + (phase.axis.kernel - 1) * step;
   // Element i of the phase reads y[i - pad] under the last tap, which comes first.
@@ -59,25 +59,29 @@ using Parts = std::vector<Part>;
 
 inline Parts forward_parts(const Conv& conv) { return {{forward_correlation(conv), 0, 0}}; }
 
+// As many as the stride, or as the elements, of which each is a phase of its own then.
+inline int64_t phase_count(const Axis& axis) { return std::min(axis.stride, axis.in); }
+
 inline double grad_input_phases(const Conv& conv) {
-  return double(std::min(conv.rows.stride, conv.rows.in)) * double(std::min(conv.cols.stride, conv.cols.in));
+  return double(phase_count(conv.rows)) * double(phase_count(conv.cols));
 }
 
 // The phases of grad_input, in which y is read and x is made. A correlation without taps stands for zeros.
 inline Parts grad_input_parts(const Conv& conv) {
   Parts parts;
-  for (int64_t i = 0; i < std::min(conv.rows.stride, conv.rows.in); ++i)
-    for (int64_t j = 0; j < std::min(conv.cols.stride, conv.cols.in); ++j) {
+  const int64_t row_phases = phase_count(conv.rows), col_phases = phase_count(conv.cols);
+  for (int64_t i = 0; i < row_phases; ++i)
+    for (int64_t j = 0; j < col_phases; ++j) {
       const Phase rows = phase(conv.rows, i), cols = phase(conv.cols, j);
       Correlation problem;
       problem.dtype = conv.dtype;
       problem.N = conv.N, problem.C = conv.K, problem.K = conv.C, problem.groups = conv.groups;
       problem.rows = rows.axis, problem.cols = cols.axis;
       problem.x = conv.y;
-      problem.y = {conv.x.n, conv.x.c, conv.x.h * conv.rows.stride, conv.x.w * conv.cols.stride};
+      problem.y = {conv.x.n, conv.x.c, conv.x.h * row_phases, conv.x.w * col_phases};
       problem.w = {conv.w.c, conv.w.n, -conv.w.h * rows.step, -conv.w.w * cols.step};
       problem.w_group = conv.K_per_group() * conv.w.n;
-      problem.phases = conv.rows.stride * conv.cols.stride;
+      problem.phases = row_phases * col_phases;
       parts.push_back({problem, rows.last_tap * conv.w.h + cols.last_tap * conv.w.w, i * conv.x.h + j * conv.x.w});
     }
   return parts;
