@@ -27,6 +27,8 @@
 
 #include "planes.h"
 
+#include "planes_weight.h"
+
 #include "peak.h"
 
 #include "columns.h"
