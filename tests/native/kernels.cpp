@@ -56,7 +56,7 @@ Problem draw_problem(Draw& draw) {
     p.groups = draw.of({1, 1, 1, 2, 3, 8, 16, 17, 32, 64});
     const int64_t c = p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8})
                                    : draw.of({1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64, 65, 96, 200, 288});
-    const int64_t k = p.groups > 3 ? draw.of({1, 1, 1, 2, 3, 4, 8})
+    const int64_t k = p.groups > 3 ? (draw.below(2) ? c : draw.of({1, 1, 1, 2, 3, 4, 8}))
                                    : draw.of({1, 2, 3, 5, 8, 15, 16, 17, 32, 33, 48, 49, 64, 96, 144, 192, 300});
     p.w = {p.groups * k, c, draw.of({1, 2, 3, 3, 3, 5, 7}), draw.of({1, 2, 3, 3, 3, 5, 7})};
     if (draw.below(2)) p.w[3] = p.w[2];
@@ -149,10 +149,16 @@ struct Operator {
   const Guarded &a, &b;
   Call call;  // of the reference
   Epilogue epilogue;
+  bool tf32;  // on a GPU
 
+  Conv conv(const Implementation& row) const {
+    Conv conv = call.conv;
+    conv.device = row.device, conv.tf32 = tf32 && row.device == Device::cuda;
+    return conv;
+  }
   void run(const Implementation& row, void* result) const {
-    if (op == Op::forward) return row.forward(call.conv, a.data(), b.data(), result, epilogue);
-    return (op == Op::grad_input ? row.grad_input : row.grad_weight)(call.conv, a.data(), b.data(), result);
+    if (op == Op::forward) return row.forward(conv(row), a.data(), b.data(), result, epilogue);
+    return (op == Op::grad_input ? row.grad_input : row.grad_weight)(conv(row), a.data(), b.data(), result);
   }
 };
 
@@ -166,9 +172,12 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
              bool at_end, Tally& tally) {
   std::vector<double> wanted;
   double largest = 0;
-  for (auto row = implementations().rbegin(); row != implementations().rend(); ++row) {  // the reference comes first
-    const bool is_reference = row == implementations().rbegin();
-    if (!row->can_do(what.call.conv, what.op)) continue;
+  std::vector<const Implementation*> rows = {what.call.row};  // the reference comes first
+  for (const Implementation& row : implementations())
+    if (&row != what.call.row) rows.push_back(&row);
+  for (const Implementation* row : rows) {
+    const bool is_reference = row == what.call.row;
+    if (!row->can_do(what.conv(*row), what.op)) continue;
     if (!is_reference && std::string(row->name).find(part) == std::string::npos) continue;
     std::snprintf(where, sizeof where, "kernels 1 %llu: %s %s: %s", static_cast<unsigned long long>(seed), row->name,
                   what.name, words.c_str());
@@ -208,23 +217,26 @@ void try_problem(uint64_t seed, const std::string& part, Tally& tally) {
   if (draw.below(2)) epilogue.bias = bias->data(), epilogue.bias_stride = bias->view().stride[3];
   epilogue.activation = draw.below(2) ? Activation::none : draw.below(2) ? Activation::relu : Activation::leaky_relu;
   epilogue.slope = 0.5;
+  const bool tf32 = draw.below(2);
 
   const Sizes input_size{p.x[2], p.x[3]}, kernel_size{p.w[2], p.w[3]};
   const Geometry g = p.geometry();
   const Operator operators[] = {
-      {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue},
+      {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue, tf32},
       {Op::grad_input,
        "conv2d_grad_input",
        *y,
        *w,
        plan_grad_input(p.dtype, y->view(), w->view(), input_size, g, reference),
-       {}},
+       {},
+       tf32},
       {Op::grad_weight,
        "conv2d_grad_weight",
        *x,
        *y,
        plan_grad_weight(p.dtype, x->view(), y->view(), kernel_size, g, reference),
-       {}},
+       {},
+       tf32},
   };
   for (const Operator& what : operators) compare(what, p.dtype, seed, words, part, at_end, tally);
 }

@@ -1,0 +1,161 @@
+// grad_weight as an implicit matrix product: w [K, R S C] = y [pixels, K], transposed, times x, gathered
+// [pixels, R S C].
+//
+// Pixels are cut into chunks, each a block of its own, whose sums wait in memory and are then added up in the order of
+// the chunks: the same bits in every run. Both tiles have 64 bytes of pixels, [pixel][channel].
+#pragma once
+
+#include "gemm.cuh"
+
+namespace torchconv::cuda {
+
+struct WeightProduct {
+  Gather y, x;  // y: windows of one tap, K channels
+  int groups;
+  Counter pixels;       // (n, p, q), a tile at a time
+  int64_t pixel_count;  // of all
+  int64_t chunk_pixels, chunks;
+  int rows, columns;  // tiles
+  Strides w;
+
+  HOST_DEVICE int64_t sums_per_chunk() const { return int64_t(groups) * y.C * x.width(); }
+};
+
+// Fills tiles with a column of vectors of channels, or of their elements one by one. Vectors: neighbouring threads take
+// the vectors of one pixel. Elements: those of neighbouring pixels.
+template <class T, int width, bool vectors>
+class ColumnReader {
+  static constexpr int V = vector_size<T>, per_pixel = width / V, count = depth<T> * per_pixel / threads;
+  static constexpr int pixels = vectors ? count : 1;
+
+ public:
+  using Tile = Columns<T, width>;
+
+  // The columns of the tile from `column` on, and the pixels in [pixel, end).
+  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int64_t pixel,
+                      int64_t end)
+      : from_(from), counter_(counter), data_(data + int64_t(group) * from.C * from.x.c) {
+    UNROLL for (int i = 0; i < pixels; ++i) {
+      pixel_[i] = counter.digits(pixel + row(i));
+      left_[i] = end - pixel - row(i);
+    }
+    UNROLL for (int i = 0; i < count; ++i) column_[i] = from.columns.digits(column + vector(i) * V);
+  }
+
+  DEVICE void begin(const Tile& tile) {
+    UNROLL for (int i = 0; i < count; ++i) {
+      const Digits& pixel = pixel_[vectors ? i : 0];
+      const bool inside = left_[vectors ? i : 0] > 0;
+      const int h = pixel.b * from_.stride_h - from_.pad_h, w = pixel.c * from_.stride_w - from_.pad_w;
+      const T* first = data_ + pixel.a * from_.x.n + h * from_.x.h + w * from_.x.w;
+      Digits at = column_[i];
+      const auto valid = [&] {
+        return inside && at.a < from_.R && from_.contains(h + at.a * from_.dilation_h, w + at.b * from_.dilation_w);
+      };
+      if constexpr (vectors) {
+        ptx::copy_async(tile.vector(row(i), vector(i)), valid() ? first + from_.offset(at) : data_, valid());
+      } else {
+        UNROLL for (int e = 0; e < V; ++e) {
+          held_[i].at[e] = valid() ? first[from_.offset(at)] : T(0);
+          from_.columns.increment(at);
+        }
+      }
+    }
+    UNROLL for (int i = 0; i < pixels; ++i) {
+      counter_.advance(pixel_[i]);
+      left_[i] -= depth<T>;
+    }
+  }
+  DEVICE void end(const Tile& tile) {
+    if constexpr (!vectors)
+      UNROLL for (int i = 0; i < count; ++i) *reinterpret_cast<Held*>(tile.vector(row(i), vector(i))) = held_[i];
+  }
+
+ private:
+  struct alignas(16) Held {
+    T at[V];
+  };
+  DEVICE static int row(int i) {
+    return vectors ? threadIdx.x / per_pixel + i * (threads / per_pixel) : threadIdx.x % depth<T>;
+  }
+  DEVICE static int vector(int i) {
+    return vectors ? threadIdx.x % per_pixel : threadIdx.x / depth<T> + i * (threads / depth<T>);
+  }
+
+  const Gather& from_;
+  const Counter& counter_;
+  const T* data_;
+  Digits pixel_[pixels];
+  int64_t left_[pixels];
+  Digits column_[count];
+  Held held_[count];
+};
+
+// sums[chunk][group][k][r s c]
+template <class Math, bool y_vectors, bool x_vectors, int BN>
+KERNEL(threads) correlate_weight(const WeightProduct product, const typename Math::Number* y,
+                                 const typename Math::Number* x, typename Math::Sum* sums_of_chunks) {
+  using T = typename Math::Number;
+  using Sum = typename Math::Sum;
+  using YReader = ColumnReader<T, tile_rows, y_vectors>;
+  using XReader = ColumnReader<T, BN, x_vectors>;
+  using YTile = typename YReader::Tile;
+  using XTile = typename XReader::Tile;
+  using Part = WarpTile<BN>;
+  constexpr int stage_bytes = YTile::bytes() + XTile::bytes();
+  SHARED_MEMORY(memory);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t block = blockIdx.x;
+  const int column = block % product.columns * BN, row = block / product.columns % product.rows * tile_rows;
+  block /= int64_t(product.columns) * product.rows;
+  const int group = block % product.groups;
+  const int64_t chunk = block / product.groups, first = chunk * product.chunk_pixels,
+                end_pixel = min(first + product.chunk_pixels, product.pixel_count);
+
+  YReader y_reader(product.y, product.pixels, y, group, row, first, end_pixel);
+  XReader x_reader(product.x, product.pixels, x, group, column, first, end_pixel);
+  const auto y_tile = [&](int stage) { return YTile{reinterpret_cast<T*>(memory + stage * stage_bytes)}; };
+  const auto x_tile = [&](int stage) {
+    return XTile{reinterpret_cast<T*>(memory + stage * stage_bytes + YTile::bytes())};
+  };
+  const int64_t steps = (end_pixel - first + depth<T> - 1) / depth<T>;
+  const auto begin = [&](int64_t step) {
+    if (step >= steps) return;
+    y_reader.begin(y_tile(step % stages));
+    x_reader.begin(x_tile(step % stages));
+  };
+  const auto end = [&](int64_t step) {
+    if (step < steps) y_reader.end(y_tile(step % stages)), x_reader.end(x_tile(step % stages));
+    ptx::commit_copies();
+  };
+
+  for (int step = 0; step < stages - 1; ++step) begin(step), end(step);
+  typename Math::template Sums<Part::rows> sums{};
+  for (int64_t step = 0; step < steps; ++step) {
+    ptx::wait_copies<stages - 2>();
+    __syncthreads();  // as in gemm.cuh
+    begin(step + stages - 1);
+    Math::multiply(sums, y_tile(step % stages), Part::row(warp), x_tile(step % stages), Part::column(warp), lane);
+    end(step + stages - 1);
+  }
+
+  Sum* to = sums_of_chunks + chunk * product.sums_per_chunk() + int64_t(group) * product.y.C * product.x.width();
+  Math::template each<YTile>(sums, lane, [&](int m, int n, Sum sum) {
+    const int k = row + Part::row(warp) + m, at = column + Part::column(warp) + n;
+    if (k < product.y.C && at < product.x.width()) to[int64_t(k) * product.x.width() + at] = sum;
+  });
+}
+
+template <class T, class Sum>
+KERNEL(threads) add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
+  const int64_t count = product.sums_per_chunk();
+  for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
+    Sum sum = 0;
+    for (int64_t chunk = 0; chunk < product.chunks; ++chunk) sum += sums_of_chunks[chunk * count + i];
+    const Digits at = product.x.columns.digits(i % product.x.width());
+    const int64_t k = i / product.x.width();
+    w[k * product.w.n + at.c * product.w.c + at.a * product.w.h + at.b * product.w.w] = T(sum);
+  }
+}
+
+}  // namespace torchconv::cuda

@@ -1,0 +1,165 @@
+// cuda.reference: the three operators as plain loops, one thread for each sum (a block, for grad_weight). It takes any
+// dtype, geometry, strides and sizes, and is what the other rows are compared with.
+//
+// Sums are in double for float64 and in float otherwise. All index arithmetic is in 64 bits.
+#include "../epilogue.h"
+#include "launch.cuh"
+#include "math.cuh"
+#include "problem.cuh"
+#include "rows.cuh"
+
+namespace torchconv::cuda {
+
+namespace {
+
+constexpr int64_t blocks_at_most = 1 << 20;
+
+template <class Body>
+DEVICE void each_index(int64_t count, const Body& body) {
+  for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) body(i);
+}
+
+HOST_DEVICE inline bool inside(const Axis& axis, int64_t at) { return at >= 0 && at < axis.in; }
+
+// y[n, k, p, q] = sum over c, r, s of x[n, c, p * stride + r * dilation - pad, ...] * w[k, c, r, s], then the epilogue
+template <class T>
+KERNEL(threads) reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
+  using Sum = SumOf<T>;
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  each_index(conv.N * conv.K * rows.out * cols.out, [&](int64_t i) {
+    const int64_t q = i % cols.out, p = i / cols.out % rows.out, k = i / cols.out / rows.out % conv.K,
+                  n = i / cols.out / rows.out / conv.K, c0 = k / conv.K_per_group() * conv.C_per_group();
+    Sum sum = 0;
+    for (int64_t r = 0; r < rows.kernel; ++r) {
+      const int64_t h = rows.position(p, r);
+      if (!inside(rows, h)) continue;
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t column = cols.position(q, s);
+        if (!inside(cols, column)) continue;
+        const T* from = x + n * conv.x.n + c0 * conv.x.c + h * conv.x.h + column * conv.x.w;
+        const T* taps = w + k * conv.w.n + r * conv.w.h + s * conv.w.w;
+        for (int64_t c = 0; c < conv.C_per_group(); ++c) sum += Sum(from[c * conv.x.c]) * Sum(taps[c * conv.w.c]);
+      }
+    }
+    const Sum bias =
+        epilogue.bias ? Sum(static_cast<const T*>(epilogue.bias)[k * epilogue.bias_stride]) : Sum(0);
+    y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w] =
+        T(activate(epilogue.activation, sum + bias, Sum(epilogue.slope)));
+  });
+}
+
+// x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], for the p and q whose tap r, s lies on h, w
+template <class T>
+KERNEL(threads) reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
+  using Sum = SumOf<T>;
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  each_index(conv.N * conv.C * rows.in * cols.in, [&](int64_t i) {
+    const int64_t column = i % cols.in, h = i / cols.in % rows.in, c = i / cols.in / rows.in % conv.C,
+                  n = i / cols.in / rows.in / conv.C, group = c / conv.C_per_group();
+    const auto output = [](const Axis& axis, int64_t at, int64_t tap) {  // or -1
+      const int64_t distance = at + axis.pad - tap * axis.dilation;
+      return distance >= 0 && distance % axis.stride == 0 && distance / axis.stride < axis.out
+                 ? distance / axis.stride
+                 : -1;
+    };
+    Sum sum = 0;
+    for (int64_t r = 0; r < rows.kernel; ++r) {
+      const int64_t p = output(rows, h, r);
+      if (p < 0) continue;
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t q = output(cols, column, s);
+        if (q < 0) continue;
+        const int64_t k0 = group * conv.K_per_group();
+        const T* from = y + n * conv.y.n + k0 * conv.y.c + p * conv.y.h + q * conv.y.w;
+        const T* taps = w + k0 * conv.w.n + c % conv.C_per_group() * conv.w.c + r * conv.w.h + s * conv.w.w;
+        for (int64_t k = 0; k < conv.K_per_group(); ++k) sum += Sum(from[k * conv.y.c]) * Sum(taps[k * conv.w.n]);
+      }
+    }
+    x[n * conv.x.n + c * conv.x.c + h * conv.x.h + column * conv.x.w] = T(sum);
+  });
+}
+
+// w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]: each thread of a
+// block adds up every so many pixels, and the block's sums are added in a tree.
+template <class T>
+KERNEL(threads) reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
+  using Sum = SumOf<T>;
+  SHARED Sum shared[threads];
+  const Axis &rows = conv.rows, &cols = conv.cols;
+  const int64_t C = conv.C_per_group(), pixels = conv.N * rows.out * cols.out,
+                count = conv.K * C * rows.kernel * cols.kernel;
+  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+    const int64_t s = i % cols.kernel, r = i / cols.kernel % rows.kernel, c = i / cols.kernel / rows.kernel % C,
+                  k = i / cols.kernel / rows.kernel / C;
+    const T* from = x + (k / conv.K_per_group() * C + c) * conv.x.c;
+    Sum sum = 0;
+    for (int64_t pixel = threadIdx.x; pixel < pixels; pixel += threads) {
+      const int64_t q = pixel % cols.out, p = pixel / cols.out % rows.out, n = pixel / cols.out / rows.out;
+      const int64_t h = rows.position(p, r), column = cols.position(q, s);
+      if (inside(rows, h) && inside(cols, column))
+        sum += Sum(from[n * conv.x.n + h * conv.x.h + column * conv.x.w]) *
+               Sum(y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w]);
+    }
+    for (int half = threads / 2; half > 0; half /= 2) {
+      shared[threadIdx.x] = sum;
+      __syncthreads();
+      if (int(threadIdx.x) < half) sum += shared[threadIdx.x + half];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w] = T(sum);
+  }
+}
+
+// Calls body(T{}) for the problem's dtype.
+template <class Body>
+void with_dtype(const Conv& conv, const Body& body) {
+  switch (conv.dtype) {
+    case Dtype::bfloat16: return body(c10::BFloat16{});
+    case Dtype::float16: return body(c10::Half{});
+    case Dtype::float32: return body(float{});
+    case Dtype::float64: return body(double{});
+  }
+}
+
+int64_t blocks_of(int64_t units) { return std::min(divide_up(units, threads), blocks_at_most); }
+
+void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+  with_dtype(conv, [&]<class T>(T) {
+    launch("reference_forward", conv, reference_forward<T>, blocks_of(conv.N * conv.K * conv.rows.out * conv.cols.out),
+           threads, 0, conv, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<T*>(y), epilogue);
+  });
+}
+
+void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
+  with_dtype(conv, [&]<class T>(T) {
+    launch("reference_grad_input", conv, reference_grad_input<T>,
+           blocks_of(conv.N * conv.C * conv.rows.in * conv.cols.in), threads, 0, conv, static_cast<const T*>(y),
+           static_cast<const T*>(w), static_cast<T*>(x));
+  });
+}
+
+void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
+  with_dtype(conv, [&]<class T>(T) {
+    const int64_t weights = conv.K * conv.C_per_group() * conv.rows.kernel * conv.cols.kernel;
+    launch("reference_grad_weight", conv, reference_grad_weight<T>, std::min(weights, blocks_at_most), threads, 0, conv,
+           static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
+  });
+}
+
+bool every(const Conv&, Op) { return true; }
+
+}  // namespace
+
+Implementation reference() {
+  Implementation row;
+  row.name = "cuda.reference";
+  row.device = Device::cuda;
+  row.available = has_sm80;
+  row.supports = every;
+  row.suits = every;
+  row.does = row.is_for = "every problem";
+  row.forward = forward, row.grad_input = grad_input, row.grad_weight = grad_weight;
+  return row;
+}
+
+}  // namespace torchconv::cuda
