@@ -1,0 +1,26 @@
+// What the code above the kernels needs of CUDA; no CUDA header.
+#pragma once
+
+#include "../implementation.h"
+
+#include <string>
+
+namespace torchconv::cuda {
+
+std::vector<Implementation> rows();
+
+std::string version();  // of the toolkit it was built with, and the architectures: "13.0 (sm_80, sm_90a)"
+
+// Makes a device the current one of this thread until the end of the scope.
+class OnDevice {
+ public:
+  explicit OnDevice(int index);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace torchconv::cuda
