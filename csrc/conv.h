@@ -19,9 +19,18 @@
 
 #include <cstdint>
 
+// For functions that CUDA kernels call, too.
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__
+#else
+#define HOST_DEVICE
+#endif
+
 namespace torchconv {
 
 enum class Dtype : uint8_t { float64, float32, bfloat16, float16 };
+
+enum class Device : uint8_t { cpu, cuda };
 
 // One spatial axis: `in` is H or W, `kernel` is R or S, `out` is P or Q. The padding after the input is implied by
 // `out`.
@@ -31,11 +40,11 @@ struct Axis {
   int64_t pad;  // zeros before the first input element
 
   // The input position under `tap` of the window at `o`; outside [0, in) it reads a zero of the padding.
-  int64_t position(int64_t o, int64_t tap) const { return o * stride + tap * dilation - pad; }
+  HOST_DEVICE int64_t position(int64_t o, int64_t tap) const { return o * stride + tap * dilation - pad; }
 
   // The first output whose `tap` lies at or after `at`. The outputs in [first(tap, a), first(tap, b)) read [a, b) under
   // that tap, and those in [first(tap, 0), first(tap, in)) read the input, so that inner loops need no test.
-  int64_t first(int64_t tap, int64_t at) const {
+  HOST_DEVICE int64_t first(int64_t tap, int64_t at) const {
     const int64_t distance = at + pad - tap * dilation;
     const int64_t o = distance <= 0 ? 0 : stride == 1 ? distance : (distance - 1) / stride + 1;  // divisions are slow
     return o < out ? o : out;
@@ -53,9 +62,11 @@ struct Conv {
   Axis rows;                // H, R, P
   Axis cols;                // W, S, Q
   Strides x, w, y;
+  Device device = Device::cpu;
+  bool tf32 = false;  // float32 products may be rounded to TF32
 
-  int64_t C_per_group() const { return C / groups; }
-  int64_t K_per_group() const { return K / groups; }
+  HOST_DEVICE int64_t C_per_group() const { return C / groups; }
+  HOST_DEVICE int64_t K_per_group() const { return K / groups; }
 };
 
 // What conv2d applies to each sum before the store: y = activation(sum + bias[k]).

@@ -26,10 +26,14 @@ std::vector<std::string> split(const std::string& names) {
   return parts;
 }
 
-[[noreturn]] void refuse(const std::string& names, const std::string& why) {
+[[noreturn]] void refuse(const std::string& why) {
   std::string known;
   for (const Implementation& row : implementations()) known += std::string(known.empty() ? "" : ", ") + row.name;
-  throw std::runtime_error("implementation \"" + names + "\" " + why + "; known implementations: " + known);
+  throw std::runtime_error(why + "; known implementations: " + known);
+}
+
+[[noreturn]] void refuse(const std::string& names, const std::string& why) {
+  refuse("implementation \"" + names + "\" " + why);
 }
 
 const Implementation& choose_among(const Conv& conv, Op op, const std::string& names) {
@@ -46,12 +50,14 @@ const Implementation& choose_among(const Conv& conv, Op op, const std::string& n
       if (std::string(row.name).find(part) != std::string::npos) return true;
     return false;
   };
-  bool available = wanted.empty();
+  bool of_device = wanted.empty(), available = wanted.empty();
   for (const std::string& name : wanted) {
     bool exists = false;
     for (const Implementation& row : implementations()) {
       if (name != row.name) continue;
       exists = true;
+      if (row.device != conv.device) continue;
+      of_device = true;
       available |= row.available();
       if (!is_left_out(row) && row.can_do(conv, op)) return row;
     }
@@ -60,17 +66,21 @@ const Implementation& choose_among(const Conv& conv, Op op, const std::string& n
   if (wanted.empty())
     for (const Implementation& row : implementations())
       if (!is_left_out(row) && row.can_do(conv, op) && row.suits(conv, op)) return row;
+  if (!of_device) refuse(names, std::string("is not for tensors on ") + device_name(conv.device));
   if (!available) refuse(names, "cannot run on this machine");
   refuse(names, std::string("does not do this ") + op_name(op) + " problem");
 }
 
 }  // namespace
 
+const char* device_name(Device device) { return device == Device::cuda ? "cuda" : "cpu"; }
+
 const Implementation& choose(const Conv& conv, Op op, const std::string& names) {
   if (!names.empty()) return choose_among(conv, op, names);
   for (const Implementation& row : implementations())
     if (row.can_do(conv, op) && row.suits(conv, op)) return row;
-  refuse("", "is missing");  // the last row accepts everything
+  // The last row of the device accepts everything.
+  refuse(std::string("no implementation for tensors on ") + device_name(conv.device) + " can run on this machine");
 }
 
 std::string why_not(const Implementation& row, const Conv& conv, Op op) {

@@ -1,4 +1,5 @@
-// The grid: columns are the three operators, rows are implementations, each one algorithm for one instruction set.
+// The grid: columns are the three operators, rows are implementations, each one algorithm for one instruction set
+// or one generation of GPUs.
 #pragma once
 
 #include "conv.h"
@@ -10,8 +11,11 @@ namespace torchconv {
 
 enum class Op : uint8_t { forward, grad_input, grad_weight };
 
+const char* device_name(Device device);  // "cpu", "cuda"
+
 struct Implementation {
   const char* name = nullptr;                   // "cpu.reference"
+  Device device = Device::cpu;                  // where its operands and its result are
   bool (*available)() = nullptr;                // can this machine run it?
   bool (*supports)(const Conv&, Op) = nullptr;  // does it do this problem?
   bool (*suits)(const Conv&, Op) = nullptr;     // is it likely to be the fastest for it? Asked if no name is given.
@@ -28,20 +32,23 @@ struct Implementation {
            : op == Op::grad_input ? grad_input != nullptr
                                   : grad_weight != nullptr;
   }
-  bool can_do(const Conv& conv, Op op) const { return has(op) && available() && supports(conv, op); }
+  bool can_do(const Conv& conv, Op op) const {
+    return device == conv.device && has(op) && available() && supports(conv, op);
+  }
 };
 
-// Every row, in the order in which they are tried. The last one accepts every problem.
+// Every row, in the order in which they are tried. The last one of each device accepts every problem.
 const std::vector<Implementation>& implementations();
 
-// The first available row that supports and suits the problem. A pure function of the problem, the size of its batch
-// left out: what one sample becomes does not depend on the others.
+// The first available row of the problem's device that supports and suits it. A pure function of the problem, the size
+// of its batch left out: what one sample becomes does not depend on the others.
 //
-// `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken, and of
-// "!part", which leaves out all rows with this part in their name. Throws std::runtime_error if there is no such row.
+// `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken (those
+// of other devices are passed over), and of "!part", which leaves out all rows with this part in their name. Throws
+// std::runtime_error if there is no such row.
 const Implementation& choose(const Conv& conv, Op op, const std::string& names);
 
-// Why `choose` does not take this row for the problem if no name is given: empty if it would.
+// Why `choose` does not take this row of the problem's device if no name is given: empty if it would.
 std::string why_not(const Implementation& row, const Conv& conv, Op op);
 
 }  // namespace torchconv

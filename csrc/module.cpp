@@ -5,6 +5,9 @@
 #include "direct.h"
 #include "eager.h"
 #include "operators.h"
+#ifdef TORCHCONV_CUDA
+#include "cuda/device.h"
+#endif
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -26,6 +29,7 @@ namespace torchconv {
 
 namespace {
 
+// Without asking whether they are available: importing torchconv calls no driver.
 std::vector<py::dict> list_implementations() {
   std::vector<py::dict> rows;
   for (const Implementation& row : implementations()) {
@@ -35,20 +39,31 @@ std::vector<py::dict> list_implementations() {
     if (row.grad_weight) ops.push_back("conv2d_grad_weight");
     py::dict entry;
     entry["name"] = row.name;
-    entry["available"] = row.available();
+    entry["device"] = device_name(row.device);
     entry["ops"] = ops;
     rows.push_back(entry);
   }
   return rows;
 }
 
+bool is_available(const std::string& name) {
+  for (const Implementation& row : implementations())
+    if (row.name == name) return row.available();
+  throw py::key_error(name);
+}
+
 // torchconv/diagnose.py looks for these words in the file when it cannot be loaded.
 const char* const stamp = "torchconv was built with torch " TORCH_VERSION ".";
 
 std::map<std::string, std::string> build_info() {
+#ifdef TORCHCONV_CUDA
+  const std::string cuda = cuda::version();
+#else
+  const std::string cuda = "no";
+#endif
   return {
       {"version", TORCHCONV_VERSION}, {"torch", TORCH_VERSION}, {"stamp", stamp},
-      {"compiler", __VERSION__},      {"cuda", "no"},
+      {"compiler", __VERSION__},      {"cuda", cuda},
   };
 }
 
@@ -65,18 +80,19 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
-// The implementation that an operator would run for operands of these sizes and strides (in elements), and why it would
-// not run those before it.
+// The implementation that an operator would run for operands of these sizes and strides (in elements) on `device`,
+// "cpu" or "cuda", and why it would not run those before it.
 std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
     const std::string& op, const std::string& dtype, const Sizes& a_size, const Sizes& a_stride, const Sizes& b_size,
     const Sizes& b_stride, const Sizes& size, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-    int64_t groups, const std::string& implementation) {
+    int64_t groups, const std::string& device, const std::string& implementation) {
   static const std::map<std::string, Dtype> dtypes = {{"float64", Dtype::float64},
                                                       {"float32", Dtype::float32},
                                                       {"bfloat16", Dtype::bfloat16},
                                                       {"float16", Dtype::float16}};
-  const View a{nullptr, int64_t(a_size.size()), a_size.data(), a_stride.data()};
-  const View b{nullptr, int64_t(b_size.size()), b_size.data(), b_stride.data()};
+  const Device where = device == "cuda" ? Device::cuda : Device::cpu;
+  const View a{nullptr, int64_t(a_size.size()), a_size.data(), a_stride.data(), where};
+  const View b{nullptr, int64_t(b_size.size()), b_size.data(), b_stride.data(), where};
   const Geometry geometry{stride, padding, dilation, groups};
   const Op which = op == "conv2d" ? Op::forward : op == "conv2d_grad_input" ? Op::grad_input : Op::grad_weight;
   const Call call = which == Op::forward ? plan_conv2d(dtypes.at(dtype), a, b, geometry, implementation)
@@ -86,7 +102,7 @@ std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
   std::vector<std::pair<std::string, std::string>> passed_over;
   for (const Implementation& row : implementations()) {
     if (row.name == std::string(call.row->name)) break;
-    passed_over.emplace_back(row.name, why_not(row, call.conv, which));
+    if (row.device == where) passed_over.emplace_back(row.name, why_not(row, call.conv, which));
   }
   return {call.row->name, passed_over};
 }
@@ -128,6 +144,7 @@ std::pair<int64_t, double> take_heaviest_loop() {
 
 PYBIND11_MODULE(_C, module) {
   module.def("implementations", &list_implementations);
+  module.def("is_available", &is_available);
   module.def("build_info", &build_info);
   module.def("cpu_features", &cpu_features);
   module.def("chosen", &chosen);

@@ -1,5 +1,7 @@
 #include "operators.h"
 
+#include "precision.h"
+
 #include <stdexcept>
 
 namespace torchconv {
@@ -13,6 +15,11 @@ Strides strides(const View& view) { return {view.stride[0], view.stride[1], view
 Strides strides(const Four& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
 bool is_empty(const Four& size) { return size[0] == 0 || size[1] == 0 || size[2] == 0 || size[3] == 0; }
+
+void set_operands(Conv& conv, Dtype dtype, Device device) {
+  conv.dtype = dtype, conv.device = device;
+  conv.tf32 = device == Device::cuda && dtype == Dtype::float32 && allows_tf32();
+}
 
 // torch's own test of a tensor's memory format: the strides alone tell, and sizes of 1 or 0 count as contiguous.
 bool is_channels_last(const View& view) {
@@ -51,7 +58,8 @@ Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geom
                  const std::string& implementation) {
   Conv conv = check_forward(x.sizes(), w.sizes(), geometry);
   const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
-  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
+  set_operands(conv, dtype, x.device);
+  conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
   return {conv, size, stride, &choose(conv, Op::forward, implementation)};
 }
 
@@ -59,7 +67,8 @@ Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& inp
                      const std::string& implementation) {
   Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
   const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
-  conv.dtype = dtype, conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
+  set_operands(conv, dtype, y.device);
+  conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
   return {conv, size, stride, &choose(conv, Op::grad_input, implementation)};
 }
 
@@ -67,7 +76,8 @@ Call plan_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& ke
                       const std::string& implementation) {
   Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
   const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
-  conv.dtype = dtype, conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
+  set_operands(conv, dtype, x.device);
+  conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
   return {conv, size, stride, &choose(conv, Op::grad_weight, implementation)};
 }
 

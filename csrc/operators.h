@@ -17,6 +17,7 @@ struct View {
   int64_t dim;
   const int64_t* size;
   const int64_t* stride;  // in elements
+  Device device = Device::cpu;
 
   Sizes sizes() const { return Sizes(size, size + dim); }
 };
@@ -28,7 +29,8 @@ struct Call {
   const Implementation* row;
 };
 
-// All operands are of `dtype`. `implementation` may be empty; see choose(). Errors are std::runtime_error.
+// All operands are of `dtype` and on the device of the first. `implementation` may be empty; see choose(). Errors are
+// std::runtime_error.
 Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
                  const std::string& implementation);
 Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,

@@ -1,5 +1,8 @@
 // The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
 #include "operators.h"
+#ifdef TORCHCONV_CUDA
+#include "cuda/device.h"
+#endif
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,7 +19,8 @@ using torch::stable::Tensor;
 using Name = std::optional<std::string>;
 
 View view(const Tensor& tensor) {
-  return {tensor.data_ptr(), tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
+  return {tensor.data_ptr(), tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
+          tensor.is_cuda() ? Device::cuda : Device::cpu};
 }
 
 std::string dtype_name(ScalarType type) {
@@ -29,8 +33,15 @@ std::string dtype_name(ScalarType type) {
   }
 }
 
-// The dtype of two operands, which must agree.
-Dtype common_dtype(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+std::string device_name(const Tensor& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
+}
+
+// The dtype of two operands, which must agree in it and in their device.
+Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  if (a.is_cuda() != b.is_cuda() || a.get_device_index() != b.get_device_index())
+    throw std::runtime_error(std::string(a_name) + " and " + b_name + " should be on one device, but got " +
+                             device_name(a) + " and " + device_name(b));
   const ScalarType type = a.scalar_type(), b_type = b.scalar_type();
   if (type != b_type)
     throw std::runtime_error(std::string(a_name) + " type (" + dtype_name(type) + ") and " + b_name + " type (" +
@@ -45,6 +56,25 @@ Dtype common_dtype(const char* a_name, const Tensor& a, const char* b_name, cons
                                dtype_name(type));
   }
 }
+
+// Until the end of the scope, the tensor's device is the current one.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const Tensor& tensor) {
+    if (!tensor.is_cuda()) return;
+#ifdef TORCHCONV_CUDA
+    guard_.emplace(tensor.get_device_index());
+#else
+    throw std::runtime_error(
+        "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
+#endif
+  }
+
+ private:
+#ifdef TORCHCONV_CUDA
+  std::optional<cuda::OnDevice> guard_;
+#endif
+};
 
 // Puts a new tensor like `like` into `result`.
 Allocate allocate_like(const Tensor& like, Tensor& result) {
@@ -64,8 +94,9 @@ Allocate allocate_like(const Tensor& like, Tensor& result) {
 Tensor conv2d_bias_act_op(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, const Sizes& stride,
                           const Sizes& padding, const Sizes& dilation, int64_t groups, const std::string& activation,
                           double slope, const Name& implementation) {
-  const Dtype dtype = common_dtype("Input", x, "weight", w);
-  if (bias) common_dtype("Input", x, "bias", *bias);
+  const Dtype dtype = check_operands("Input", x, "weight", w);
+  if (bias) check_operands("Input", x, "bias", *bias);
+  const OnDeviceOf guard(x);
   const View bias_view = bias ? view(*bias) : View{};
   Tensor y(nullptr);
   conv2d(dtype, view(x), view(w), bias ? &bias_view : nullptr, {stride, padding, dilation, groups}, activation, slope,
@@ -80,7 +111,8 @@ Tensor conv2d_op(const Tensor& x, const Tensor& w, const Sizes& stride, const Si
 
 Tensor conv2d_grad_input_op(const Tensor& y, const Tensor& w, const Sizes& input_size, const Sizes& stride,
                             const Sizes& padding, const Sizes& dilation, int64_t groups, const Name& implementation) {
-  const Dtype dtype = common_dtype("Output gradient", y, "weight", w);
+  const Dtype dtype = check_operands("Output gradient", y, "weight", w);
+  const OnDeviceOf guard(y);
   Tensor x(nullptr);
   conv2d_grad_input(dtype, view(y), view(w), input_size, {stride, padding, dilation, groups},
                     implementation.value_or(""), allocate_like(y, x));
@@ -89,7 +121,8 @@ Tensor conv2d_grad_input_op(const Tensor& y, const Tensor& w, const Sizes& input
 
 Tensor conv2d_grad_weight_op(const Tensor& x, const Tensor& y, const Sizes& kernel_size, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups, const Name& implementation) {
-  const Dtype dtype = common_dtype("Input", x, "output gradient", y);
+  const Dtype dtype = check_operands("Input", x, "output gradient", y);
+  const OnDeviceOf guard(x);
   Tensor w(nullptr);
   conv2d_grad_weight(dtype, view(x), view(y), kernel_size, {stride, padding, dilation, groups},
                      implementation.value_or(""), allocate_like(x, w));
@@ -112,11 +145,14 @@ STABLE_TORCH_LIBRARY(torchconv, library) {
               ", str activation=\"none\", float slope=0.01, str? implementation=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, library) {
+void register_operators(auto& library) {
   library.impl("conv2d", TORCH_BOX(&conv2d_op));
   library.impl("conv2d_grad_input", TORCH_BOX(&conv2d_grad_input_op));
   library.impl("conv2d_grad_weight", TORCH_BOX(&conv2d_grad_weight_op));
   library.impl("conv2d_bias_act", TORCH_BOX(&conv2d_bias_act_op));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, library) { register_operators(library); }
+STABLE_TORCH_LIBRARY_IMPL(torchconv, CUDA, library) { register_operators(library); }
 
 }  // namespace torchconv

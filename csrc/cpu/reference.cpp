@@ -5,7 +5,7 @@
 // and in float otherwise, and every sum is added up in one fixed order, whatever the number of threads.
 #include "reference.h"
 
-#include "epilogue.h"
+#include "../epilogue.h"
 #include "parallel.h"
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -3,9 +3,9 @@
 // instruction set and used by all.
 #pragma once
 
+#include "../correlation.h"
+#include "../epilogue.h"
 #include "../implementation.h"
-#include "correlation.h"
-#include "epilogue.h"
 #include "parallel.h"
 #include "scratch.h"
 

@@ -1,5 +1,8 @@
-// torch's thread pool, as far as csrc/cpu/parallel.h uses it, of plain threads: every tool understands those.
+// What the kernels ask torch for. Its thread pool, as far as csrc/cpu/parallel.h uses it, is one of plain threads here:
+// every tool understands those.
 #include "pool.h"
+
+#include "../../csrc/precision.h"
 
 #include <torch/csrc/stable/c/shim.h>
 
@@ -7,6 +10,8 @@
 #include <vector>
 
 uint32_t pool_threads = 1;
+
+bool torchconv::allows_tf32() { return false; }
 
 extern "C" {
 

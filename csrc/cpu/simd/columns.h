@@ -71,6 +71,6 @@ struct Columns {
 template <class Kernel, class... Types>
 constexpr Implementation row(const char* name) {
   using F = Columns<Kernel, Types...>;
-  return {name,           available,  F::supports,   Kernel::suits, Kernel::does,
-          Kernel::is_for, F::forward, F::grad_input, F::grad_weight};
+  return {name,         Device::cpu,    available,  F::supports,   Kernel::suits,
+          Kernel::does, Kernel::is_for, F::forward, F::grad_input, F::grad_weight};
 }

@@ -1,14 +1,14 @@
 #pragma once
 
-#include "../conv.h"
+#include "conv.h"
 
 #include <cmath>
 
-namespace torchconv::cpu {
+namespace torchconv {
 
 // NaN goes through every activation, as it does in torch's own.
 template <class Value>
-Value activate(Activation activation, Value v, Value slope) {
+HOST_DEVICE Value activate(Activation activation, Value v, Value slope) {
   switch (activation) {
     case Activation::none: return v;
     case Activation::relu: return v < 0 ? Value(0) : v;
@@ -20,4 +20,4 @@ Value activate(Activation activation, Value v, Value slope) {
   return v;
 }
 
-}  // namespace torchconv::cpu
+}  // namespace torchconv

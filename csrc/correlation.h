@@ -5,14 +5,14 @@
 // s phases that meet different taps of the kernel: each phase is a correlation of stride 1 of its own.
 #pragma once
 
-#include "../conv.h"
+#include "conv.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <vector>
 
-namespace torchconv::cpu {
+namespace torchconv {
 
 // As in Conv, x is what is read and y what is made. The taps of group g start w_group * g elements into w.
 struct Correlation : Conv {
@@ -74,7 +74,7 @@ inline Parts grad_input_parts(const Conv& conv) {
     for (int64_t j = 0; j < col_phases; ++j) {
       const Phase rows = phase(conv.rows, i), cols = phase(conv.cols, j);
       Correlation problem;
-      problem.dtype = conv.dtype;
+      problem.dtype = conv.dtype, problem.device = conv.device, problem.tf32 = conv.tf32;
       problem.N = conv.N, problem.C = conv.K, problem.K = conv.C, problem.groups = conv.groups;
       problem.rows = rows.axis, problem.cols = cols.axis;
       problem.x = conv.y;
@@ -87,4 +87,4 @@ inline Parts grad_input_parts(const Conv& conv) {
   return parts;
 }
 
-}  // namespace torchconv::cpu
+}  // namespace torchconv
