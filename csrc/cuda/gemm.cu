@@ -133,9 +133,11 @@ void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
 bool supports(const Conv& conv, Op op) {
   if (!fits(conv) || is_empty(conv) || (op == Op::grad_input && grad_input_phases(conv) > 64)) return false;
   const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
-  if (op == Op::grad_weight)
-    return divide_up(conv.N * conv.rows.out * conv.cols.out, 1 << 15) * conv.groups * divide_up(K, tile_rows) *
-               divide_up(taps * C, 64) < most_blocks;
+  if (op == Op::grad_weight) {
+    const double outputs = double(conv.N) * conv.rows.out * conv.cols.out;
+    return outputs < 1 << 30 && (outputs / 512 + 1) * conv.groups * divide_up(K, tile_rows) * divide_up(taps * C, 64) <
+                                    most_blocks;
+  }
   const bool forward = op == Op::forward;
   const double in = forward ? C : K, out = forward ? K : C;
   const double packed = conv.groups * divide_up(out, 32) * 32.0 * (taps * in + 32);

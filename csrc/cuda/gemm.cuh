@@ -193,7 +193,7 @@ struct Shared {
 };
 
 template <class Math, template <class> class Reader, int BN>
-KERNEL(threads) correlate(const Product product, const typename Math::Number* x,
+KERNEL(threads, Math::blocks) correlate(const Product product, const typename Math::Number* x,
                           const typename Math::Number* packed, typename Math::Number* y) {
   using T = typename Math::Number;
   using Sum = typename Math::Sum;
@@ -252,7 +252,7 @@ KERNEL(threads) correlate(const Product product, const typename Math::Number* x,
 
 // packed[group][channel][r s c], with zeros around.
 template <class T>
-KERNEL(threads) pack_weights(const Product product, const T* w, T* packed) {
+KERNEL(threads, 1) pack_weights(const Product product, const T* w, T* packed) {
   const Gather& x = product.x;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < product.packed_size();
        i += int64_t(gridDim.x) * threads) {

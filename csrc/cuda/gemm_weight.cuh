@@ -13,8 +13,8 @@ struct WeightProduct {
   Gather y, x;  // y: windows of one tap, K channels
   int groups;
   Counter pixels;       // (n, p, q), a tile at a time
-  int64_t pixel_count;  // of all
-  int64_t chunk_pixels, chunks;
+  int pixel_count;      // of all
+  int chunk_pixels, chunks;
   int rows, columns;  // tiles
   Strides w;
 
@@ -32,8 +32,7 @@ class ColumnReader {
   using Tile = Columns<T, width>;
 
   // The columns of the tile from `column` on, and the pixels in [pixel, end).
-  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int64_t pixel,
-                      int64_t end)
+  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int pixel, int end)
       : from_(from), counter_(counter), data_(data + int64_t(group) * from.C * from.x.c) {
     UNROLL for (int i = 0; i < pixels; ++i) {
       pixel_[i] = counter.digits(pixel + row(i));
@@ -86,14 +85,14 @@ class ColumnReader {
   const Counter& counter_;
   const T* data_;
   Digits pixel_[pixels];
-  int64_t left_[pixels];
+  int left_[pixels];
   Digits column_[count];
   Held held_[count];
 };
 
 // sums[chunk][group][k][r s c]
 template <class Math, bool y_vectors, bool x_vectors, int BN>
-KERNEL(threads) correlate_weight(const WeightProduct product, const typename Math::Number* y,
+KERNEL(threads, (y_vectors && x_vectors ? Math::blocks : 1)) correlate_weight(const WeightProduct product, const typename Math::Number* y,
                                  const typename Math::Number* x, typename Math::Sum* sums_of_chunks) {
   using T = typename Math::Number;
   using Sum = typename Math::Sum;
@@ -109,8 +108,8 @@ KERNEL(threads) correlate_weight(const WeightProduct product, const typename Mat
   const int column = block % product.columns * BN, row = block / product.columns % product.rows * tile_rows;
   block /= int64_t(product.columns) * product.rows;
   const int group = block % product.groups;
-  const int64_t chunk = block / product.groups, first = chunk * product.chunk_pixels,
-                end_pixel = min(first + product.chunk_pixels, product.pixel_count);
+  const int chunk = block / product.groups, first = chunk * product.chunk_pixels,
+            end_pixel = min(first + product.chunk_pixels, product.pixel_count);
 
   YReader y_reader(product.y, product.pixels, y, group, row, first, end_pixel);
   XReader x_reader(product.x, product.pixels, x, group, column, first, end_pixel);
@@ -118,20 +117,20 @@ KERNEL(threads) correlate_weight(const WeightProduct product, const typename Mat
   const auto x_tile = [&](int stage) {
     return XTile{reinterpret_cast<T*>(memory + stage * stage_bytes + YTile::bytes())};
   };
-  const int64_t steps = (end_pixel - first + depth<T> - 1) / depth<T>;
-  const auto begin = [&](int64_t step) {
+  const int steps = (end_pixel - first + depth<T> - 1) / depth<T>;
+  const auto begin = [&](int step) {
     if (step >= steps) return;
     y_reader.begin(y_tile(step % stages));
     x_reader.begin(x_tile(step % stages));
   };
-  const auto end = [&](int64_t step) {
+  const auto end = [&](int step) {
     if (step < steps) y_reader.end(y_tile(step % stages)), x_reader.end(x_tile(step % stages));
     ptx::commit_copies();
   };
 
   for (int step = 0; step < stages - 1; ++step) begin(step), end(step);
   typename Math::template Sums<Part::rows> sums{};
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     ptx::wait_copies<stages - 2>();
     __syncthreads();  // as in gemm.cuh
     begin(step + stages - 1);
@@ -147,11 +146,11 @@ KERNEL(threads) correlate_weight(const WeightProduct product, const typename Mat
 }
 
 template <class T, class Sum>
-KERNEL(threads) add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
+KERNEL(threads, 1) add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
   const int64_t count = product.sums_per_chunk();
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     Sum sum = 0;
-    for (int64_t chunk = 0; chunk < product.chunks; ++chunk) sum += sums_of_chunks[chunk * count + i];
+    for (int chunk = 0; chunk < product.chunks; ++chunk) sum += sums_of_chunks[chunk * count + i];
     const Digits at = product.x.columns.digits(i % product.x.width());
     const int64_t k = i / product.x.width();
     w[k * product.w.n + at.c * product.w.c + at.a * product.w.h + at.b * product.w.w] = T(sum);

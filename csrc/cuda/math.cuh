@@ -46,6 +46,7 @@ template <class T>
 struct TensorMath {
   using Number = T;
   using Sum = float;
+  static constexpr int blocks = 2;  // on a processor
   static constexpr bool rounds = std::is_same_v<T, float>;
   template <int WM>
   struct Sums {
@@ -111,6 +112,7 @@ struct TensorMath {
 struct FloatMath {
   using Number = float;
   using Sum = float;
+  static constexpr int blocks = 1;
   template <int WM>
   struct Sums {
     float c[WM / 8][8];
@@ -163,6 +165,7 @@ struct FloatMath {
 struct DoubleMath {
   using Number = double;
   using Sum = double;
+  static constexpr int blocks = 2;
   template <int WM>
   struct Sums {
     double c[WM / 8][4][2];

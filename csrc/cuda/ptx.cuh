@@ -14,7 +14,7 @@
 #else
 
 #define DEVICE __device__ __forceinline__
-#define KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)  // blocks on a processor at least
 #define SHARED __shared__
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]  // as much as the launch says
 #define UNROLL _Pragma("unroll")

@@ -23,7 +23,7 @@ HOST_DEVICE inline bool inside(const Axis& axis, int64_t at) { return at >= 0 &&
 
 // y[n, k, p, q] = sum over c, r, s of x[n, c, p * stride + r * dilation - pad, ...] * w[k, c, r, s], then the epilogue
 template <class T>
-KERNEL(threads) reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
+KERNEL(threads, 1) reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
   using Sum = SumOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.K * rows.out * cols.out, [&](int64_t i) {
@@ -50,7 +50,7 @@ KERNEL(threads) reference_forward(const Conv conv, const T* x, const T* w, T* y,
 
 // x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], for the p and q whose tap r, s lies on h, w
 template <class T>
-KERNEL(threads) reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
+KERNEL(threads, 1) reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
   using Sum = SumOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.C * rows.in * cols.in, [&](int64_t i) {
@@ -82,7 +82,7 @@ KERNEL(threads) reference_grad_input(const Conv conv, const T* y, const T* w, T*
 // w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]: each thread of a
 // block adds up every so many pixels, and the block's sums are added in a tree.
 template <class T>
-KERNEL(threads) reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
+KERNEL(threads, 1) reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
   using Sum = SumOf<T>;
   SHARED Sum shared[threads];
   const Axis &rows = conv.rows, &cols = conv.cols;

@@ -32,7 +32,7 @@ void choose_rows(const Correlation& conv, const Slab& slab, const T* x, const T*
   const int64_t R = conv.rows.kernel, stride = conv.rows.stride;
   if constexpr (G <= 4 && sizeof(T) < 8)
     if (R == 1 || conv.rows.dilation == 1) {
-      constexpr int TP = G == 1 ? 8 : 4;
+      constexpr int TP = G == 1 ? 7 : 4;  // many maps have a multiple of 7 rows
       if (R == 1 && stride == 1) return go.template operator()<1, 1, TP>();
       if (R == 2 && stride == 1) return go.template operator()<2, 1, TP>();
       if (R == 3 && stride == 1) return go.template operator()<3, 1, TP>();
@@ -109,7 +109,7 @@ void choose_weight_rows(const Conv& conv, const SlabWeight& slab, const T* x, co
   const int64_t R = conv.rows.kernel, stride = conv.rows.stride;
   if constexpr (G <= 4 && sizeof(T) < 8)
     if (conv.rows.dilation == 1) {
-      constexpr int TP = G == 1 ? 8 : 4;
+      constexpr int TP = G == 1 ? 7 : 4;
       if (R == 3 && stride == 1) return go.template operator()<3, 1, TP>();
       if (R == 3 && stride == 2) return go.template operator()<3, 2, TP>();
       if constexpr (G == 1) {

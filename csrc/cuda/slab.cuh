@@ -57,6 +57,10 @@ struct Channels {
   }
 };
 
+// On a processor, of kernels whose sums leave room for two.
+template <class T, int G>
+constexpr int slab_blocks = sizeof(T) < 8 && G < 4 ? 2 : 1;
+
 // A correlation whose groups have G channels on both sides.
 struct Slab {
   Gather x;
@@ -71,7 +75,7 @@ struct Slab {
 
 // With R > 0 rows of taps, a stride of ST and no dilation among rows; with R = 0, any.
 template <class T, int G, bool vectors, int R, int ST, int TP>
-KERNEL(threads) slab_correlate(const Slab slab, const T* x, const SumOf<T>* w, T* y) {
+KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x, const SumOf<T>* w, T* y) {
   using Channels = cuda::Channels<T, G, vectors>;
   using Vector = typename Channels::Vector;
   using Weights = typename Channels::Weights;
@@ -136,7 +140,7 @@ KERNEL(threads) slab_correlate(const Slab slab, const T* x, const SumOf<T>* w, T
 
 // packed[tap][channel of the group][k]
 template <class T>
-KERNEL(threads) slab_pack(const Slab slab, const T* w, SumOf<T>* packed) {
+KERNEL(threads, 1) slab_pack(const Slab slab, const T* w, SumOf<T>* packed) {
   const int64_t row = int64_t(slab.x.C) * slab.K, count = int64_t(slab.x.R) * slab.x.S * row;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     const int64_t k = i % slab.K, j = i % row / slab.K, tap = i / row;

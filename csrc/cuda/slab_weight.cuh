@@ -23,7 +23,7 @@ struct SlabWeight {
 
 // With R > 1 rows of taps, a stride of ST and no dilation among rows; with R = 1, each tap by itself, and any.
 template <class T, int G, bool vectors, int R, int ST, int TP>
-KERNEL(threads) slab_weight(const SlabWeight slab, const T* x, const T* y, SumOf<T>* sums_of_chunks) {
+KERNEL(threads, (slab_blocks<T, G>)) slab_weight(const SlabWeight slab, const T* x, const T* y, SumOf<T>* sums_of_chunks) {
   using Channels = cuda::Channels<T, G, vectors>;
   using Vector = typename Channels::Vector;
   using Sum = SumOf<T>;
@@ -87,7 +87,7 @@ KERNEL(threads) slab_weight(const SlabWeight slab, const T* x, const T* y, SumOf
 }
 
 template <class T>
-KERNEL(threads) slab_add_chunks(const SlabWeight slab, const SumOf<T>* sums_of_chunks, T* w) {
+KERNEL(threads, 1) slab_add_chunks(const SlabWeight slab, const SumOf<T>* sums_of_chunks, T* w) {
   const int64_t count = slab.sums_per_chunk(), row = int64_t(slab.x.C) * slab.K;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     SumOf<T> sum = 0;

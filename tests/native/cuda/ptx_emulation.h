@@ -11,7 +11,7 @@
 
 #define DEVICE inline
 #define UNROLL
-#define KERNEL(threads) void
+#define KERNEL(threads, blocks) void
 #define SHARED static
 #define SHARED_MEMORY(name) unsigned char* const name = emulation::shared
 #define threadIdx (emulation::thread)
