@@ -55,6 +55,6 @@ def add_to(extension: Any, root: Path) -> None:
         "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", *architectures(),
     ]  # fmt: skip
     extension.library_dirs.append(str(home / ("lib64" if (home / "lib64").exists() else "lib")))
-    extension.extra_link_args += [
-        "-Wl,-Bstatic", "-lcudart_static", "-Wl,-Bdynamic", "-Wl,--exclude-libs,libcudart_static.a", "-ldl", "-lrt", "-lpthread",
-    ]  # fmt: skip
+    # A runtime of its own, which torch's cannot get mixed up with.
+    runtime = ["-Wl,-Bstatic", "-lcudart_static", "-Wl,-Bdynamic", "-Wl,--exclude-libs,libcudart_static.a"]
+    extension.extra_link_args += [*runtime, "-ldl", "-lrt", "-lpthread"]

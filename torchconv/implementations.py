@@ -31,9 +31,7 @@ class Implementation(NamedTuple):
 
 def implementations() -> list[Implementation]:
     """Every implementation, those of each device in the order in which they are tried for a problem."""
-    return [
-        Implementation(name, row["device"], _C.is_available(name), tuple(row["ops"])) for name, row in ROWS.items()
-    ]
+    return [Implementation(name, row["device"], _C.is_available(name), tuple(row["ops"])) for name, row in ROWS.items()]
 
 
 #: What is known without asking the machine: `import torchconv` calls no driver of a GPU.
