@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -27,6 +28,10 @@ compiler = os.environ.get("CXX", "c++")
 require(shutil.which(compiler.split()[0]), f"needs a C++ compiler, but found no {compiler!r}; set CXX or install g++")
 require(shutil.which("ninja"), "needs ninja, but found none on PATH: pip install ninja")
 
+root = Path(__file__).parent
+sys.path.insert(0, str(root / "build_tools"))
+import with_cuda  # noqa: E402  (it imports torch)
+
 
 class Build(BuildExtension):
     def build_extensions(self) -> None:
@@ -35,18 +40,18 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
-root = Path(__file__).parent
-setup(
-    ext_modules=[
-        CppExtension(
-            "torchconv._C",
-            sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cpp")),
-            include_dirs=[pybind11.get_include()],
-            # The LibTorch stable ABI of this version: the extension then runs on every later torch as it is.
-            define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000")],
-            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-            extra_link_args=["-Wl,-z,relro,-z,now"],  # what the loader has filled in can be read only
-        )
-    ],
-    cmdclass={"build_ext": Build},
+extension = CppExtension(
+    "torchconv._C",
+    sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cpp")),
+    include_dirs=[pybind11.get_include()],
+    # The LibTorch stable ABI of this version: the extension then runs on every later torch as it is.
+    define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000")],
+    extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]},
+    extra_link_args=["-Wl,-z,relro,-z,now"],  # what the loader has filled in can be read only
 )
+if with_cuda.is_wanted():
+    with_cuda.add_to(extension, root)
+if found < (2, 13):  # 2.11 would ask for C++17
+    for flags in extension.extra_compile_args.values():
+        flags.append("-std=c++20")
+setup(ext_modules=[extension], cmdclass={"build_ext": Build})

@@ -35,7 +35,7 @@ BEGIN, END = "<!-- accuracy -->", "<!-- /accuracy -->"
 
 OPS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ROWS = [row.name for row in torchconv.implementations() if row.available]
+ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 CHANNELS = 16  # those that a sum does not run over
 
 #: Products in a sum, and what has so many: channels under a 3x3 kernel, the taps of a depthwise kernel (the longest

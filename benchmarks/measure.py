@@ -168,7 +168,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction sets": [name for name, has in _C.cpu_features().items() if has],
         "torch": torch.__version__,
         "torchconv": torchconv.__version__,
-        "implementations": [row.name for row in torchconv.implementations() if row.available],
+        "implementations": [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"],
         "environment": {
             name: os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
         },

@@ -145,7 +145,8 @@ STABLE_TORCH_LIBRARY(torchconv, library) {
               ", str activation=\"none\", float slope=0.01, str? implementation=None) -> Tensor");
 }
 
-void register_operators(auto& library) {
+template <class Library>
+void register_operators(Library& library) {
   library.impl("conv2d", TORCH_BOX(&conv2d_op));
   library.impl("conv2d_grad_input", TORCH_BOX(&conv2d_grad_input_op));
   library.impl("conv2d_grad_weight", TORCH_BOX(&conv2d_grad_weight_op));

@@ -121,6 +121,19 @@ def arrange(tensor: Tensor, layout: str) -> Tensor:
     return view
 
 
+def device_of(implementation: str | None) -> str:
+    """Where the tensors are that the rows of these names can read."""
+    return "cuda" if implementation is not None and implementation.startswith("cuda.") else "cpu"
+
+
+def on(device: str, tensor: Tensor) -> Tensor:
+    """The same tensor on this device, with its strides, its storage offset and what lies between its elements."""
+    if tensor.device.type == device:
+        return tensor
+    storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    return storage.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def integers(size: tuple[int, ...], largest: int = 1, seed: int = 0) -> Tensor:
     """float64 integers in [-largest, largest]."""
     generator = torch.Generator().manual_seed(seed + sum(size))
@@ -150,11 +163,12 @@ def expected(case: Case, x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def run(case: Case, x: Tensor, w: Tensor, y: Tensor, implementation: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of our three operators."""
+    """The results of our three operators, made where the implementation runs, on the CPU."""
     ops = torch.ops.torchconv
     rest = (*case.geometry, implementation)
+    x, w, y = (on(device_of(implementation), tensor) for tensor in (x, w, y))
     return (
-        ops.conv2d(x, w, *rest),
-        ops.conv2d_grad_input(y, w, case.x[2:], *rest),
-        ops.conv2d_grad_weight(x, y, case.w[2:], *rest),
+        ops.conv2d(x, w, *rest).cpu(),
+        ops.conv2d_grad_input(y, w, case.x[2:], *rest).cpu(),
+        ops.conv2d_grad_weight(x, y, case.w[2:], *rest).cpu(),
     )

@@ -4,11 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import CASES, DTYPES, LAYOUTS
+from cases import CASES, DTYPES, LAYOUTS, device_of
 
 import torchconv
 
-ROWS = [row.name for row in torchconv.implementations() if row.available]
+#: Each implementation that this machine can run; of those for a GPU, if torch can make tensors there.
+ROWS = [
+    row.name
+    for row in torchconv.implementations()
+    if row.available and (row.device == "cpu" or torch.cuda.is_available())
+]
+CPU_ROWS = [row for row in ROWS if device_of(row) == "cpu"]
+
+# By torch's default, products of float32 are rounded to TF32 on a GPU. That has its own test in test_cuda.py.
+torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +29,14 @@ def seeded() -> None:
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation that this machine can run, forced; what it does not do is done by the reference.
 
-    What each one does is in test_implementations.py.
+    What each one does is in test_implementations.py. Its tensors are made on its device: cases.on, cases.device_of.
     """
+    yield from forced(request.param)
+
+
+@pytest.fixture(params=CPU_ROWS)
+def cpu_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same of the CPU alone."""
     yield from forced(request.param)
 
 
@@ -35,14 +50,17 @@ def exact_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 NATIVE = next(row for row in ROWS if "winograd" in row).split(".")[1]
 
 
-@pytest.fixture(params=[row for row in ROWS if row.split(".")[1] in (NATIVE, f"{NATIVE}_bf16", "reference")])
+NATIVE_ROWS = [row for row in CPU_ROWS if row.split(".")[1] in (NATIVE, f"{NATIVE}_bf16", "reference")]
+
+
+@pytest.fixture(params=NATIVE_ROWS + [row for row in ROWS if row not in CPU_ROWS])
 def native_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Those for the widest instruction set only, and the reference: for tests that take long."""
+    """Of the CPU, those for the widest instruction set only, and the reference: for tests that take long."""
     yield from forced(request.param)
 
 
 def forced(row: str) -> Iterator[str]:
-    names = (row, "cpu.reference")
+    names = (row, f"{device_of(row)}.reference")
     with torchconv.use(*names):
         yield ",".join(names)
 

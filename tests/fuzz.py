@@ -29,7 +29,7 @@ from torch import Tensor
 
 import torchconv
 
-ROWS = [row.name for row in torchconv.implementations() if row.available]
+ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_bias_act"]
 
 # --- one case ----------------------------------------------------------------------------------------------------------

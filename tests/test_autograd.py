@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import CASES, Case, normals
+from cases import CASES, Case, device_of, normals
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchconv
@@ -30,8 +30,8 @@ def small(case: Case) -> Case:
     return Case(case.name, x, case.w, case.stride, case.padding, case.dilation, case.groups)
 
 
-def arguments(case, *sizes):
-    return tuple(normals(size, seed).requires_grad_() for seed, size in enumerate(sizes))
+def arguments(case, *sizes, device="cpu"):
+    return tuple(normals(size, seed).to(device).requires_grad_() for seed, size in enumerate(sizes))
 
 
 def check(function, inputs):
@@ -42,16 +42,16 @@ def check(function, inputs):
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_operators(name, native_implementation):
-    case = small(SMALL[name])
+    case, device = small(SMALL[name]), device_of(native_implementation)
     geometry = rest = (*case.geometry, native_implementation)
     ops = torch.ops.torchconv
     # our calls, which may go around the dispatcher, and the operators themselves
-    check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w))
-    check(lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), arguments(case, case.y, case.w))
-    check(lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), arguments(case, case.x, case.y))
-    check(lambda x, w: ops.conv2d(x, w, *rest), arguments(case, case.x, case.w))
-    check(lambda y, w: ops.conv2d_grad_input(y, w, case.x[2:], *rest), arguments(case, case.y, case.w))
-    check(lambda x, y: ops.conv2d_grad_weight(x, y, case.w[2:], *rest), arguments(case, case.x, case.y))
+    check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w, device=device))
+    check(lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), arguments(case, case.y, case.w, device=device))
+    check(lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), arguments(case, case.x, case.y, device=device))
+    check(lambda x, w: ops.conv2d(x, w, *rest), arguments(case, case.x, case.w, device=device))
+    check(lambda y, w: ops.conv2d_grad_input(y, w, case.x[2:], *rest), arguments(case, case.y, case.w, device=device))
+    check(lambda x, y: ops.conv2d_grad_weight(x, y, case.w[2:], *rest), arguments(case, case.x, case.y, device=device))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh"])

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d
 
-ROWS = [row.name for row in torchconv.implementations() if row.available]
+ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 #: The grid's own choice, and some rows that differ in their bits.
 CHOICES = [None, *[row for row in ROWS if row.endswith((".gemm", ".reference"))][:3]]
 

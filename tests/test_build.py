@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import torch
+from torch.utils import cpp_extension
 
 import torchconv
 from torchconv import _C
@@ -17,8 +18,8 @@ from torchconv.diagnose import diagnosis
 ROOT = Path(__file__).parent.parent
 
 
-def load_backend():
-    spec = importlib.util.spec_from_file_location("backend", ROOT / "build_tools" / "backend.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "build_tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -52,8 +53,62 @@ def test_missing_torch_is_named():
     assert "torchconv: the build needs torch, which is not installed: pip install torch pybind11 ninja" in result.stderr
 
 
+def test_what_torchconv_cuda_may_be():
+    result = run_setup(TORCHCONV_CUDA="yes")
+    assert result.returncode != 0
+    assert "torchconv: TORCHCONV_CUDA must be 0, 1 or auto, but is 'yes'" in result.stderr
+
+
+def test_a_missing_toolkit_is_named(tmp_path):
+    result = run_setup(TORCHCONV_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert result.returncode != 0
+    assert (
+        "TORCHCONV_CUDA=1 needs the CUDA toolkit, but found no bin/nvcc: set CUDA_HOME to its folder" in result.stderr
+    )
+    assert f"CUDA_HOME is '{tmp_path}'" in result.stderr
+    for wanted in "0", "auto":
+        assert run_setup(TORCHCONV_CUDA=wanted, CUDA_HOME=str(tmp_path)).returncode == 0
+
+
+def test_architectures_that_are_none_are_refused(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    result = run_setup(TORCHCONV_CUDA="1", CUDA_HOME=str(tmp_path), TORCHCONV_CUDA_ARCHS="sm_80")
+    assert result.returncode != 0
+    assert "torchconv: TORCHCONV_CUDA_ARCHS must be a list like '80 90a', but is 'sm_80'" in result.stderr
+
+
+def test_what_a_build_with_cuda_adds(tmp_path, monkeypatch):
+    (tmp_path / "toolkit" / "bin").mkdir(parents=True)
+    (tmp_path / "toolkit" / "bin" / "nvcc").touch()
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "csrc" / "cuda" / "rows.cu").touch()
+    with_cuda = load("with_cuda")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.delenv("TORCHCONV_CUDA_ARCHS", raising=False)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    for wanted, answer in (("0", False), ("1", True), ("auto", torch.version.cuda is not None)):
+        monkeypatch.setenv("TORCHCONV_CUDA", wanted)
+        assert with_cuda.is_wanted() == answer
+    extension = cpp_extension.CppExtension("torchconv._C", ["csrc/conv.cpp"], extra_compile_args={"cxx": []})
+    with_cuda.add_to(extension, tmp_path)
+    assert extension.sources == ["csrc/conv.cpp", "csrc/cuda/rows.cu"]
+    assert str(tmp_path / "toolkit") == cpp_extension.CUDA_HOME
+    assert not any("cuda" in library for library in extension.libraries), "not of torch"
+    flags = extension.extra_compile_args["nvcc"]
+    assert not any("fast" in flag or "-std" in flag for flag in flags)
+    # torch leaves out its own list of architectures if it sees one of ours; nothing else may look like one.
+    assert [flag for flag in flags if "arch" in flag] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_80,code=compute_80",
+    ]
+    monkeypatch.setenv("TORCHCONV_CUDA_ARCHS", "120 90 100a")
+    assert with_cuda.architectures()[-1] == "-gencode=arch=compute_120,code=compute_120"
+
+
 def test_backend_finds_the_installed_torch():
-    backend = load_backend()
+    backend = load("backend")
     assert backend.see_installed_torch()
     assert backend.get_requires_for_build_wheel() == []
     assert backend.get_requires_for_build_sdist() == []
@@ -76,7 +131,7 @@ def test_backend_finds_a_torch_that_pip_hides(tmp_path):
 
 
 def test_backend_asks_for_the_pinned_torch_otherwise(monkeypatch):
-    backend = load_backend()
+    backend = load("backend")
     monkeypatch.setattr(backend, "see_installed_torch", lambda: False)
     (requirement,) = backend.get_requires_for_build_wheel()
     assert requirement in (ROOT / "requirements.txt").read_text().splitlines()

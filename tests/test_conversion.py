@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import torchconv
-from torchconv import Conv2d, convert, converting, revert
+from torchconv import _C, Conv2d, convert, converting, revert
 
 
 class PlainSubclass(nn.Conv2d):
@@ -191,12 +191,16 @@ def test_a_forward_that_was_replaced_is_left_alone():
 
 
 def test_a_device_without_kernels_is_left_alone():
-    class Elsewhere(nn.Parameter):
-        device = torch.device("cuda:0")
+    def converted(device):
+        layer = nn.Conv2d(3, 4, 1)
+        layer.weight.__class__ = type("Elsewhere", (nn.Parameter,), {"device": torch.device(device)})
+        return convert(layer)
 
-    layer = nn.Conv2d(3, 4, 1)
-    layer.weight.__class__ = Elsewhere
-    assert convert(layer).left == {"": "torchconv has no kernels for the device cuda:0"}
+    assert converted("xpu:0").left == {"": "torchconv has no kernels for the device xpu:0"}
+    if _C.build_info()["cuda"] == "no":
+        assert converted("cuda:0").left == {"": "torchconv has no kernels for the device cuda:0"}
+    else:
+        assert converted("cuda:0").changed == {"": "Conv2d"}
     assert convert(nn.Conv2d(3, 4, 1, device="meta")).changed == {"": "Conv2d"}
 
 

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchconv
 from torchconv import Conv2d, functional
@@ -262,6 +263,28 @@ def test_implementation_names():
         torchconv.use("cpu.magic"),
     ):
         pass
+
+
+def test_names_of_rows_for_another_device():
+    """The operators are there for CUDA whatever the build, and the choice is made by the device of the operands."""
+    for name in "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_bias_act":
+        for key in "CPU", "CUDA":
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torchconv::{name}", key)
+    with FakeTensorMode():
+        x, w = x_().to("cuda"), w_().to("cuda")
+    words = r'implementation "cpu\.reference" is not for tensors on cuda; known implementations: .*cpu\.reference'
+    with pytest.raises(RuntimeError, match=words):
+        torchconv.chosen("conv2d", x, w, *G, "cpu.reference")
+    with pytest.raises(RuntimeError, match='"cpu.magic" does not exist'):
+        torchconv.chosen("conv2d", x, w, *G, "cpu.reference,cpu.magic")
+    if not any(row.device == "cuda" and row.available for row in torchconv.implementations()):
+        with pytest.raises(RuntimeError, match="no implementation for tensors on cuda can run on this machine"):
+            torchconv.chosen("conv2d", x, w, *G)
+    for row in torchconv.implementations():
+        if row.device == "cuda":
+            assert torchconv.chosen("conv2d", x_(), w_(), *G, f"{row.name},cpu.reference") == "cpu.reference"
+            with pytest.raises(RuntimeError, match=f'"{row.name}" is not for tensors on cpu'):
+                torchconv.chosen("conv2d", x_(), w_(), *G, row.name)
 
 
 @pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.overrides.BaseTorchFunctionMode], ids=["direct", "op"])

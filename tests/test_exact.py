@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import CASES, WIDE, arrange, expected, integers, run
+from cases import CASES, WIDE, arrange, device_of, expected, integers, run
 from torch.autograd import gradcheck
 
 from torchconv import autograd
@@ -59,14 +59,14 @@ SMALL = [case for case in CASES if 0 not in case.x and max(map(math.prod, (case.
 @pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double")
 def test_gradcheck_with_step_one(case, exact_implementation, dtype):
     """A difference quotient of a bilinear function has no error of truncation: the fast kernels are checked as they are."""
-    geometry = (*case.geometry, exact_implementation)
+    geometry, device = (*case.geometry, exact_implementation), device_of(exact_implementation)
     pairs = {
         "conv2d": (lambda x, w: autograd.conv2d(x, w, None, geometry), (case.x, case.w)),
         "grad_input": (lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), (case.y, case.w)),
         "grad_weight": (lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), (case.x, case.y)),
     }
     for function, sizes in pairs.values():
-        inputs = [integers(size, seed=i).to(dtype).requires_grad_() for i, size in enumerate(sizes)]
+        inputs = [integers(size, seed=i).to(device, dtype).requires_grad_() for i, size in enumerate(sizes)]
         assert gradcheck(function, inputs, eps=1.0, atol=0, rtol=0)
 
 

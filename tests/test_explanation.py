@@ -159,7 +159,7 @@ def test_the_kernels_are_those_that_run():
     geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
     calls = {"conv2d": (x, w), "conv2d_grad_input": (x, w, (14, 14)), "conv2d_grad_weight": (x, x, (3, 3))}
     assert [choice.op for choice in found.choices] == list(calls)
-    rows = [row.name for row in torchconv.implementations()]
+    rows = [row.name for row in torchconv.implementations() if row.device == "cpu"]
     for choice in found.choices:
         assert choice.implementation == torchconv.chosen(choice.op, *calls[choice.op], *geometry)
         assert list(choice.passed_over) == rows[: rows.index(choice.implementation)]

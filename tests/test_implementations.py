@@ -1,14 +1,19 @@
 """Which implementation does what, how one is chosen, and how the fast ones agree with one another."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import CASES, Case, arrange, integers, normals
 
 import torchconv
+from torchconv import _C
 
 OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
 KERNELS = ["gemm", "planes", "slab", "winograd"]
-ROWS = [row.name for row in torchconv.implementations() if row.available]
+ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 SETS = sorted({row.split(".")[1] for row in ROWS if row.endswith("planes")})  # those that have all kernels
 PAIRS = "cpu.avx512_bf16.gemm"
 
@@ -152,6 +157,25 @@ def test_scratch_is_bounded(case, op, layout):
         for kernel in KERNELS:
             result = run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.reference")
             assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()
+
+
+def test_import_asks_no_machine():
+    """Whether a row can run is asked when somebody wants to know: a driver of a GPU may have to answer."""
+    script = f"""
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("torchconv._C", {_C.__file__!r})
+_C = sys.modules["torchconv._C"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(_C)
+_C.is_available = lambda name: sys.exit(f"asked for {{name}}")
+import torchconv
+assert torchconv.implementations is not None and torchconv.functional._C is _C
+torchconv.implementations()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHCONV_USE"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.stderr.strip().startswith("asked for cpu."), result.stderr
 
 
 def test_chosen_names_what_is_wrong():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, arrange, integers, run
+from cases import CASES, arrange, device_of, integers, on, run
 from torch.nn import functional as F
 
 import torchconv
@@ -79,15 +79,16 @@ def test_any_strides(name, implementation):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_expanded_tensors(implementation, layout, dtype):
     """Stride 0: one image, one filter, one constant gradient (what .sum().backward() makes)."""
-    x = integers((1, 1, 6, 6)).to(dtype).expand(3, 4, 6, 6)
-    w = integers((1, 4, 3, 3)).to(dtype).expand(5, 4, 3, 3)
+    device = device_of(implementation)
+    x = integers((1, 1, 6, 6)).to(device, dtype).expand(3, 4, 6, 6)
+    w = integers((1, 4, 3, 3)).to(device, dtype).expand(5, 4, 3, 3)
     found = functional.conv2d(x, w)
     assert torch.equal(found, functional.conv2d(arrange(x, layout), arrange(w, layout)))
     x, w = (arrange(t, layout).detach().requires_grad_() for t in (x, w))
     out = functional.conv2d(x, w)
     for got, want in zip(
-        torch.autograd.grad(out, (x, w), torch.ones(1, dtype=dtype).expand(out.shape)),
-        torch.autograd.grad(functional.conv2d(x, w), (x, w), torch.ones(out.shape, dtype=dtype)),
+        torch.autograd.grad(out, (x, w), torch.ones(1, dtype=dtype, device=device).expand(out.shape)),
+        torch.autograd.grad(functional.conv2d(x, w), (x, w), torch.ones(out.shape, dtype=dtype, device=device)),
         strict=True,
     ):
         assert torch.equal(got, want)
@@ -95,7 +96,8 @@ def test_expanded_tensors(implementation, layout, dtype):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_huge_stride(implementation, layout):
-    x, w = arrange(integers((1, 2, 4, 4)), layout), integers((3, 2, 3, 3))
+    x, w = (integers(size).to(device_of(implementation)) for size in ((1, 2, 4, 4), (3, 2, 3, 3)))
+    x = arrange(x, layout)
     found = functional.conv2d(x, w, stride=2**63 - 1, padding=1)
     assert torch.equal(found, functional.conv2d(x, w, stride=100, padding=1))
 
@@ -108,6 +110,7 @@ def test_expanded_bias():
 def test_nothing_is_written_beside_the_result(implementation, case, dtype):
     """The operands do not change, and what lies between the elements of a strided one is never read (it is NaN)."""
     tensors = [arrange(integers(size).to(dtype), "strided") for size in (case.x, case.w, case.y)]
+    tensors = [on(device_of(implementation), tensor) for tensor in tensors]
     bases = [tensor._base.clone() for tensor in tensors]
     results = run(case, *tensors, implementation)
     for tensor, base in zip(tensors, bases, strict=True):

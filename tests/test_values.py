@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import TOLERANCE, Case, arrange, expected, normals, run, tolerance
+from cases import TOLERANCE, Case, arrange, device_of, expected, normals, on, run, tolerance
 
 from torchconv import functional
 
@@ -51,7 +51,8 @@ def test_bias_and_activation(implementation, dtype, activation, with_bias):
     x, w = normals((2, 3, 6, 5)).to(dtype), 3 * normals((4, 3, 3, 3)).to(dtype)
     bias = normals((8,)).to(dtype)[::2] if with_bias else None
     name = None if activation == "none" else activation
-    found = functional.conv2d(x, w, bias, padding=1, activation=name, negative_slope=0.2)
+    operands = (None if tensor is None else on(device_of(implementation), tensor) for tensor in (x, w, bias))
+    found = functional.conv2d(*operands, padding=1, activation=name, negative_slope=0.2).cpu()
     z = torch.nn.functional.conv2d(x.double(), w.double(), None if bias is None else bias.double(), padding=1)
     assert relative_error(found, ACTIVATIONS[activation](z)) <= tolerance(dtype, implementation)
 
@@ -66,7 +67,8 @@ def test_nan_and_infinity_reach_only_the_outputs_that_read_them(exact_implementa
     x = torch.zeros(1, 1, 7, 7)
     x[0, 0, 3, 3] = float("inf")
     x[0, 0, 0, 0] = float("nan")
-    out = functional.conv2d(x, torch.ones(1, 1, 3, 3), padding=1)
+    device = device_of(exact_implementation)
+    out = functional.conv2d(x.to(device), torch.ones(1, 1, 3, 3, device=device), padding=1)
     assert out.isinf().nonzero()[:, 2:].tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
     assert out.isnan().nonzero()[:, 2:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 

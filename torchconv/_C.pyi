@@ -5,10 +5,11 @@ from torch import Tensor
 
 class ImplementationRow(TypedDict):
     name: str
-    available: bool
+    device: str
     ops: list[str]
 
 def implementations() -> list[ImplementationRow]: ...
+def is_available(name: str) -> bool: ...
 def build_info() -> dict[str, str]: ...
 def cpu_features() -> dict[str, bool]: ...
 def count_threads() -> int: ...
@@ -19,7 +20,7 @@ def take_heaviest_loop() -> tuple[int, float]: ...
 def chosen(
     op: str, dtype: str, a_size: Sequence[int], a_stride: Sequence[int], b_size: Sequence[int],
     b_stride: Sequence[int], size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, implementation: str, /,
+    dilation: Sequence[int], groups: int, device: str, implementation: str, /,
 ) -> tuple[str, list[tuple[str, str]]]: ...  # fmt: skip
 
 # The operators without the dispatcher; None if a tensor cannot be read in place. geometry: torchconv.autograd.Geometry.

@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from torchconv import folding
+from torchconv import _C, folding
 from torchconv.fake import FLOATS
 from torchconv.module import Conv2d
 from torchconv.modules import qualified_name, unwrapped
 
 #: The classes of other libraries whose forward is a convolution with TensorFlow's "same" padding.
 SAME = {"timm.layers.conv2d_same.Conv2dSame"}
-DEVICES = ("cpu", "meta")
+DEVICES = {"cpu", "meta"} if _C.build_info()["cuda"] == "no" else {"cpu", "cuda", "meta"}
 DTYPES = (*FLOATS, torch.complex64, torch.complex128)
 
 

@@ -25,7 +25,8 @@ class Choice:
         op: "conv2d", "conv2d_grad_input" or "conv2d_grad_weight".
         implementation: its name, as in torchconv.implementations().
         passed_over: the implementations that are asked before it, and why each of them is not taken.
-        scratch_bytes: working memory that all threads together need for it, measured. Later calls use it again.
+        scratch_bytes: working memory that all threads together need for it, measured. Later calls use it again. 0 on a
+            GPU, where torch's allocator lends it.
     """
 
     op: str

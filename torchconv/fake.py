@@ -23,9 +23,9 @@ def require(condition: Any, message: str) -> None:
 
 
 def check_operands(a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
+    require(a.device == b.device, f"{a_name} and {b_name} should be on one device, but got {a.device} and {b.device}")
     require(a.dtype == b.dtype, f"{a_name} type ({a.dtype}) and {b_name} type ({b.dtype}) should be the same")
     require(a.dtype in FLOATS, f"{a_name} type must be float64, float32, bfloat16 or float16, but got {a.dtype}")
-    require(a.device == b.device, f"{a_name} and {b_name} should be on one device, but got {a.device} and {b.device}")
 
 
 def check_bias(bias: Tensor, x: Tensor, channels: int) -> None:

@@ -14,19 +14,28 @@ from torchconv.fake import FLOATS
 
 
 class Implementation(NamedTuple):
-    """One algorithm for one instruction set: its name, whether this machine can run it, and the operators it has."""
+    """One algorithm for one instruction set, or one generation of GPUs.
+
+    Attributes:
+        name: "cpu.reference".
+        device: where its tensors are: "cpu" or "cuda".
+        available: whether this machine can run it.
+        ops: the operators that it has.
+    """
 
     name: str
+    device: str
     available: bool
     ops: tuple[str, ...]
 
 
 def implementations() -> list[Implementation]:
-    """Every implementation, in the order in which they are tried for a problem."""
-    return [Implementation(row["name"], row["available"], tuple(row["ops"])) for row in _C.implementations()]
+    """Every implementation, those of each device in the order in which they are tried for a problem."""
+    return [Implementation(name, row["device"], _C.is_available(name), tuple(row["ops"])) for name, row in ROWS.items()]
 
 
-ROWS = {row.name: row for row in implementations()}
+#: What is known without asking the machine: `import torchconv` calls no driver of a GPU.
+ROWS = {row["name"]: row for row in _C.implementations()}
 
 
 class Choice:
@@ -44,7 +53,7 @@ def checked(names: str) -> str:
     for name in wanted:
         if name not in ROWS:
             raise ValueError(f"name must be one of {', '.join(map(repr, ROWS))}, but got {name!r}")
-    if wanted and not any(ROWS[name].available for name in wanted):
+    if wanted and not any(map(_C.is_available, wanted)):
         raise ValueError(f"implementation {names!r} cannot run on this machine")
     return names
 
@@ -53,7 +62,8 @@ def checked(names: str) -> str:
 def use(*names: str) -> Iterator[None]:
     """Within the block, run every torchconv layer and function on the implementation of this name.
 
-    Of several names the first that can do a problem is taken. A name that starts with "!" leaves out all rows with the
+    Of several names the first that can do a problem is taken; those for other devices than its tensors' are passed
+    over. A name that starts with "!" leaves out all rows with the
     rest in their name: `use("!winograd")` is the switch that turns Winograd off. The environment variable
     TORCHCONV_USE, a list with commas, does the same for the whole process.
 
@@ -87,8 +97,8 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
 
 
 def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tuple[str, str]]]:
-    """What `chosen` tells, and a (name, why not) of each implementation before that one."""
-    columns = ROWS["cpu.reference"].ops  # it has all of them
+    """What `chosen` tells, and a (name, why not) of each implementation of that device before that one."""
+    columns = ROWS["cpu.reference"]["ops"]  # it has all of them
     if op not in columns:
         raise ValueError(f"op must be one of {', '.join(map(repr, columns))}, but got {op!r}")
     if a.dtype not in FLOATS:
@@ -97,7 +107,8 @@ def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tupl
     stride, padding, dilation, groups, *names = geometry
     name = (names[0] if names else None) or choice.name or ""
     dtype = str(a.dtype).removeprefix("torch.")
-    problem = (size, stride, padding, dilation, groups, name)
+    device = "cuda" if a.device.type == "cuda" else "cpu"
+    problem = (size, stride, padding, dilation, groups, device, name)
     return _C.chosen(op, dtype, a.shape, a.stride(), b.shape, b.stride(), *problem)
 
 

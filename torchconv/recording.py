@@ -212,14 +212,14 @@ class Allocations(TorchDispatchMode):
 
 
 class Scratch:
-    """Measures the working memory of operators, that of each distinct problem once."""
+    """Measures the working memory of operators on the CPU, that of each distinct problem once."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
         self.known: dict[str, int] = {}
 
     def bytes_of(self, problem: Problem) -> int:
-        if not self.enabled:
+        if not self.enabled or problem.arguments[0].is_cuda:
             return 0
         key = str(problem)
         if key not in self.known:
