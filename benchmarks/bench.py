@@ -176,8 +176,8 @@ def measure_layer(
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """The options of what to measure, also those of scaling.py."""
+def add_selection(parser: argparse.ArgumentParser, device: str = "cpu") -> None:
+    """The options of what to measure, also those of scaling.py and of bench_gpu.py."""
 
     def add_choice(option: str, choices: list[str], what: str, **others: Any) -> None:
         parser.add_argument(option, choices=choices, metavar="NAME", help=f"{what}: {', '.join(choices)}", **others)
@@ -190,7 +190,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="for the layers of networks, instead of the usual one")
     parser.add_argument("--op", type=comma_separated(OPS), default=OPS, metavar="OP,...", help=f"of {', '.join(OPS)}")
     add_choice("--dtype", ["float32", "bfloat16", "float16", "float64"], "default %(default)s", default="float32")
-    rows = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
+    rows = [row.name for row in torchconv.implementations() if row.available and row.device == device]
     add_choice("--implementation", rows, "force one of ours")
     parser.add_argument("--rounds", type=int, metavar="N", default=15, help="default %(default)s")
 

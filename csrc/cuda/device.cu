@@ -57,8 +57,13 @@ bool has_sm80() {
 }
 
 std::string version() {
-  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) +
-         " (" TORCHCONV_CUDA_ARCHS ")";
+  std::string text = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  const char* before = " (";
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    text += before + ("sm_" + std::to_string(architecture / 10));
+    before = ", ";
+  }
+  return text + ")";
 }
 
 }  // namespace torchconv::cuda

@@ -9,7 +9,7 @@ namespace torchconv::cuda {
 
 std::vector<Implementation> rows();
 
-std::string version();  // of the toolkit it was built with, and the architectures: "13.0 (sm_80, sm_90a)"
+std::string version();  // of the toolkit it was built with, and the architectures: "13.0 (sm_80, sm_90)"
 
 // Makes a device the current one of this thread until the end of the scope.
 class OnDevice {
