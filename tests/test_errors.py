@@ -271,11 +271,11 @@ def test_names_of_rows_for_another_device():
         for key in "CPU", "CUDA":
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torchconv::{name}", key)
     with FakeTensorMode():
-        x, w = x_().to("cuda"), w_().to("cuda")
+        x, w = torch.empty(1, 2, 5, 5, device="cuda"), torch.empty(3, 2, 3, 3, device="cuda")
     words = r'implementation "cpu\.reference" is not for tensors on cuda; known implementations: .*cpu\.reference'
     with pytest.raises(RuntimeError, match=words):
         torchconv.chosen("conv2d", x, w, *G, "cpu.reference")
-    with pytest.raises(RuntimeError, match='"cpu.magic" does not exist'):
+    with pytest.raises(RuntimeError, match=r'"cpu\.magic" does not exist'):
         torchconv.chosen("conv2d", x, w, *G, "cpu.reference,cpu.magic")
     if not any(row.device == "cuda" and row.available for row in torchconv.implementations()):
         with pytest.raises(RuntimeError, match="no implementation for tensors on cuda can run on this machine"):
