@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow fuzz kernels portable asan tsan emulate docs lint format overhead bench models clean
+.PHONY: help demo test slow fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -43,6 +43,9 @@ asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under 
 
 tsan: $(BIN)/.installed  ## the threads of the kernels under ThreadSanitizer
 	$(BIN)/python tests/native/run.py tsan
+
+gpu: $(BIN)/.installed  ## the kernels for a GPU, on an emulated one
+	$(BIN)/python tests/native/run.py gpu
 
 emulate: $(BIN)/.installed  ## the kernels on other processors (needs qemu-user, valgrind, g++-aarch64-linux-gnu)
 	$(BIN)/python tests/native/run.py x86

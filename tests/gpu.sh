@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, with one command, which writes what it sees to a folder:
+# Everything that needs a GPU, with one command:
 #
-#     tests/gpu.sh [FOLDER]        (default: build/gpu; needs nvcc, and a Python with torch, pybind11, ninja, pytest)
+#     tests/gpu.sh [STEP...]        steps: build tests large sanitize bench (all, unless some are named)
 #
-# It builds and installs torchconv with its CUDA kernels, runs the tests, then the memory checkers of compute-sanitizer
-# on a part of them, then the benchmarks beside cuDNN. A step that fails does not keep the next ones from running.
+# It installs torchconv with its CUDA kernels, runs the tests, those of large tensors, the tools of compute-sanitizer on
+# a part of them, and the benchmarks beside cuDNN. It needs nvcc, and a Python ($PYTHON) with torch, pybind11, ninja and
+# pytest. What each step says goes to a folder ($OUT, or build/gpu). A step that fails does not keep others from running.
 set -uo pipefail
-out=$(realpath -m "${1:-build/gpu}")
 cd "$(dirname "$0")/.."
+out=$(realpath -m "${OUT:-build/gpu}")
 mkdir -p "$out"
 python=${PYTHON:-python3}
+steps=${*:-build tests large sanitize bench}
 failed=()
 
-step() {  # NAME SECONDS COMMAND...: its output goes to $out/NAME.txt, and its last lines to the screen
+say() {  # NAME SECONDS COMMAND...: its output goes to $out/NAME.txt, and the end of that to the screen
   local name=$1 seconds=$2
   shift 2
   echo "== $name"
@@ -20,37 +22,47 @@ step() {  # NAME SECONDS COMMAND...: its output goes to $out/NAME.txt, and its l
   tail -n 25 "$out/$name.txt"
 }
 
-nvidia-smi --query-gpu=name,driver_version --format=csv > "$out/gpu.txt"
-export TORCHCONV_CUDA=1
-step build 900 "$python" -m pip install --no-build-isolation --no-deps .
-away=$(mktemp -d)  # where the package in this folder, which has no extension, is not found
+bench() {  # NAME SECONDS ARGUMENTS OF bench_gpu.py...
+  local name=$1 seconds=$2
+  shift 2
+  say "bench-$name" "$((seconds + 60))" "$python" benchmarks/bench_gpu.py --rounds 7 --batch 64 --seconds "$seconds" \
+    --out "$out/$gpu-$name" "$@"
+}
+
+if [[ $steps == *build* ]]; then
+  TORCHCONV_CUDA=1 say build 900 "$python" -m pip install --no-build-isolation --no-deps .
+fi
+# The package in this folder has no extension: the tests run where it is not found.
+away=$(mktemp -d)
+trap 'rm -rf "$away"' EXIT
 cp -r tests benchmarks pyproject.toml conftest.py "$away"
 cd "$away"
-step rows 60 "$python" -m torchconv
-step tests 600 "$python" -m pytest -q -x --maxfail=20 -p no:cacheprovider -m "not slow" \
-  tests/test_cuda.py tests/test_exact.py tests/test_values.py tests/test_autograd.py
-step large 300 "$python" -m pytest -q -p no:cacheprovider -m slow tests/test_cuda.py
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck initcheck; do
-    step "$tool" 240 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py -k sanitizer
+say machine 60 bash -c "nvidia-smi --query-gpu=name,driver_version --format=csv; $python -m torchconv"
+gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
+
+if [[ $steps == *tests* ]]; then
+  say tests 580 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider -m "not slow" -k cuda \
+    tests/test_cuda.py tests/test_exact.py tests/test_values.py tests/test_autograd.py tests/test_bits.py
+fi
+if [[ $steps == *large* ]]; then
+  say large 300 "$python" -m pytest -q -p no:cacheprovider -m slow tests/test_cuda.py
+fi
+if [[ $steps == *sanitize* ]]; then
+  for tool in memcheck racecheck initcheck synccheck; do
+    say "$tool" 240 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py -k not_aligned
   done
 fi
-name=$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
-bench() {  # NAME SECONDS ARGUMENTS...
-  local what=$1 seconds=$2
-  shift 2
-  step "bench-$what" "$((seconds + 60))" "$python" benchmarks/bench_gpu.py --rounds 7 --seconds "$seconds" \
-    --out "$out/$name-$what" "$@"
-}
-bench depthwise-bfloat16 120 --dtype bfloat16 --batch 64 --layer depthwise
-bench depthwise-float32 120 --dtype float32 --batch 64 --layer depthwise
-bench grouped-bfloat16 60 --dtype bfloat16 --batch 64 --network resnext50_32x4d --layer g32
-bench stem-bfloat16 60 --dtype bfloat16 --batch 64 --layer 3-\>
-bench resnet50-bfloat16 120 --dtype bfloat16 --batch 64 --network resnet50
-bench resnet50-float32 120 --dtype float32 --batch 64 --network resnet50
-bench resnet50-tf32 60 --dtype float32 --tf32 --batch 64 --network resnet50
-bench resnet50-deterministic 60 --dtype bfloat16 --deterministic --op grad_weight --batch 64 --network resnet50
+if [[ $steps == *bench* ]]; then
+  bench depthwise-bfloat16 90 --dtype bfloat16 --layer depthwise
+  bench depthwise-float32 90 --dtype float32 --layer depthwise
+  bench grouped-bfloat16 40 --dtype bfloat16 --layer g32
+  bench stem-bfloat16 40 --dtype bfloat16 --layer " 3->"
+  bench resnet50-bfloat16 90 --dtype bfloat16 --network resnet50
+  bench resnet50-float32 90 --dtype float32 --network resnet50
+  bench resnet50-tf32 60 --dtype float32 --tf32 --network resnet50
+  bench resnet50-deterministic 40 --dtype bfloat16 --deterministic --op grad_weight --network resnet50
+fi
 
 echo "== failed: ${failed[*]:-nothing}"
 [ ${#failed[@]} -eq 0 ]

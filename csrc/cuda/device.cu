@@ -41,8 +41,7 @@ void* current_stream() {
 
 Scratch::Scratch(int64_t bytes) {
   if (bytes == 0) return;
-  if (!aoti_torch_cuda_caching_allocator_raw_alloc ||
-      aoti_torch_cuda_caching_allocator_raw_alloc(bytes, &data_) != 0)
+  if (!aoti_torch_cuda_caching_allocator_raw_alloc || aoti_torch_cuda_caching_allocator_raw_alloc(bytes, &data_) != 0)
     throw std::runtime_error("cannot allocate " + std::to_string(bytes) + " bytes of scratch memory on the GPU");
 }
 

@@ -21,8 +21,9 @@ void launch_correlate(const Correlation& conv, Product product, const typename M
   product.packed_rows = divide_up(product.K, BN) * BN;
   product.packed_columns = divide_up(product.x.width(), depth<T>) * depth<T>;
   const Scratch packed(product.packed_size() * sizeof(T));
-  launch("pack_weights", conv, pack_weights<T>, std::min(divide_up(product.packed_size(), threads), 8 * blocks_of_device),
-         threads, 0, product, w, packed.as<T>());
+  launch("pack_weights", conv, pack_weights<T>,
+         std::min(divide_up(product.packed_size(), threads), 8 * blocks_of_device), threads, 0, product, w,
+         packed.as<T>());
   launch("correlate", conv, correlate<Math, Reader, BN>,
          divide_up(product.pixels, tile_rows) * (product.packed_rows / BN) * product.groups, threads,
          Shared<Math, BN>::bytes, product, x, packed.as<T>(), y);
@@ -135,13 +136,14 @@ bool supports(const Conv& conv, Op op) {
   const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   if (op == Op::grad_weight) {
     const double outputs = double(conv.N) * conv.rows.out * conv.cols.out;
-    return outputs < 1 << 30 && (outputs / 512 + 1) * conv.groups * divide_up(K, tile_rows) * divide_up(taps * C, 64) <
-                                    most_blocks;
+    return outputs < 1 << 30 &&
+           (outputs / 512 + 1) * conv.groups * divide_up(K, tile_rows) * divide_up(taps * C, 64) < most_blocks;
   }
   const bool forward = op == Op::forward;
   const double in = forward ? C : K, out = forward ? K : C;
   const double packed = conv.groups * divide_up(out, 32) * 32.0 * (taps * in + 32);
-  const double pixels = double(conv.N) * (forward ? conv.rows.out : conv.rows.in) * (forward ? conv.cols.out : conv.cols.in);
+  const double pixels =
+      double(conv.N) * (forward ? conv.rows.out : conv.rows.in) * (forward ? conv.cols.out : conv.cols.in);
   return packed <= 2 * taps * conv.C * K + most_zeros &&
          (pixels / tile_rows + 1) * divide_up(out, 32) * conv.groups < most_blocks;
 }

@@ -59,7 +59,7 @@ class VectorReader {
  public:
   DEVICE VectorReader(const Product& product, const T* x, const Place& place)
       : product_(product), x_(x + int64_t(place.group) * product.x.C * product.x.x.c) {
-    UNROLL for (int i = 0; i < count; ++i)
+    UNROLL (int i = 0; i < count; ++i)
       windows_[i] = window(product.x, place.pixel + row(i), product.pixels, product.P, product.Q);
     at_ = product.x.columns.digits(threadIdx.x % 4 * vector_size<T>);
   }
@@ -69,7 +69,7 @@ class VectorReader {
     const Gather& x = product_.x;
     const int dh = at_.a * x.dilation_h, dw = at_.b * x.dilation_w;
     const int64_t offset = x.offset(at_);
-    UNROLL for (int i = 0; i < count; ++i) {
+    UNROLL (int i = 0; i < count; ++i) {
       const bool valid = at_.a < x.R && x.contains(windows_[i].h + dh, windows_[i].w + dw);
       ptx::copy_async(tile.vector(row(i), threadIdx.x % 4), valid ? x_ + windows_[i].offset + offset : x_, valid);
     }
@@ -86,8 +86,8 @@ class VectorReader {
   Digits at_;
 };
 
-// The same element by element, for any layout and number of channels: neighbouring threads take neighbouring pixels. The
-// elements wait in registers while the tile before them is multiplied.
+// The same element by element, for any layout and number of channels: neighbouring threads take neighbouring pixels.
+// The elements wait in registers while the tile before them is multiplied.
 template <class T>
 class NumberReader {
   static constexpr int count = tile_rows * 4 / threads, V = vector_size<T>;
@@ -96,16 +96,15 @@ class NumberReader {
   DEVICE NumberReader(const Product& product, const T* x, const Place& place)
       : product_(product), x_(x + int64_t(place.group) * product.x.C * product.x.x.c) {
     window_ = window(product.x, place.pixel + threadIdx.x % tile_rows, product.pixels, product.P, product.Q);
-    UNROLL for (int i = 0; i < count; ++i) at_[i] = product.x.columns.digits(vector(i) * V);
+    UNROLL (int i = 0; i < count; ++i) at_[i] = product.x.columns.digits(vector(i) * V);
   }
 
   DEVICE void begin(const Lines<T>&) {
     const Gather& x = product_.x;
-    UNROLL for (int i = 0; i < count; ++i) {
+    UNROLL (int i = 0; i < count; ++i) {
       Digits at = at_[i];
-      UNROLL for (int e = 0; e < V; ++e) {
-        const bool valid =
-            at.a < x.R && x.contains(window_.h + at.a * x.dilation_h, window_.w + at.b * x.dilation_w);
+      UNROLL (int e = 0; e < V; ++e) {
+        const bool valid = at.a < x.R && x.contains(window_.h + at.a * x.dilation_h, window_.w + at.b * x.dilation_w);
         held_[i].at[e] = valid ? x_[window_.offset + x.offset(at)] : T(0);
         x.columns.increment(at);
       }
@@ -113,7 +112,7 @@ class NumberReader {
     }
   }
   DEVICE void end(const Lines<T>& tile) {
-    UNROLL for (int i = 0; i < count; ++i)
+    UNROLL (int i = 0; i < count; ++i)
       *reinterpret_cast<Held*>(tile.vector(threadIdx.x % tile_rows, vector(i))) = held_[i];
   }
 
@@ -140,7 +139,7 @@ class WeightReader {
         step_(threads / 4 * product.packed_columns) {}
 
   DEVICE void begin(const Lines<T>& tile) {
-    UNROLL for (int line = threadIdx.x / 4, i = 0; line < BN; line += threads / 4, ++i)
+    UNROLL (int line = threadIdx.x / 4, i = 0; line < BN; line += threads / 4, ++i)
       ptx::copy_async(tile.vector(line, threadIdx.x % 4), from_ + i * step_, true);
     from_ += depth<T>;
   }
@@ -170,7 +169,7 @@ DEVICE void store(const Product& product, const Place& place, const Sum* sums, i
       const int row = i / (BN / V), channel = i % (BN / V) * V;
       if (channel >= channels || offsets[row] < 0) continue;
       Vector vector;
-      UNROLL for (int e = 0; e < V; ++e) vector.at[e] = finish(sums[row * pitch + channel + e], channel + e);
+      UNROLL (int e = 0; e < V; ++e) vector.at[e] = finish(sums[row * pitch + channel + e], channel + e);
       *reinterpret_cast<Vector*>(y + offsets[row] + first + channel) = vector;
     }
     return;
@@ -193,8 +192,9 @@ struct Shared {
 };
 
 template <class Math, template <class> class Reader, int BN>
-KERNEL(threads, Math::blocks) correlate(const Product product, const typename Math::Number* x,
-                          const typename Math::Number* packed, typename Math::Number* y) {
+KERNEL(threads, Math::blocks)
+correlate(const Product product, const typename Math::Number* x, const typename Math::Number* packed,
+          typename Math::Number* y) {
   using T = typename Math::Number;
   using Sum = typename Math::Sum;
   using Shared = cuda::Shared<Math, BN>;
@@ -205,10 +205,10 @@ KERNEL(threads, Math::blocks) correlate(const Product product, const typename Ma
   const Place at = place<BN>(product);
   for (int row = threadIdx.x; row < tile_rows; row += threads) {
     const int64_t pixel = at.pixel + row;
-    offsets[row] = pixel >= product.pixels ? -1
-                                           : pixel / product.Q / product.P * product.y.n +
-                                                 pixel / product.Q % product.P * product.y.h +
-                                                 pixel % product.Q * product.y.w;
+    offsets[row] = pixel >= product.pixels
+                       ? -1
+                       : pixel / product.Q / product.P * product.y.n + pixel / product.Q % product.P * product.y.h +
+                             pixel % product.Q * product.y.w;
   }
 
   Reader<T> reader(product, x, at);
@@ -252,7 +252,8 @@ KERNEL(threads, Math::blocks) correlate(const Product product, const typename Ma
 
 // packed[group][channel][r s c], with zeros around.
 template <class T>
-KERNEL(threads, 1) pack_weights(const Product product, const T* w, T* packed) {
+KERNEL(threads, 1)
+pack_weights(const Product product, const T* w, T* packed) {
   const Gather& x = product.x;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < product.packed_size();
        i += int64_t(gridDim.x) * threads) {
@@ -261,8 +262,8 @@ KERNEL(threads, 1) pack_weights(const Product product, const T* w, T* packed) {
     T value(0);
     if (row < product.K && column < x.width()) {
       const Digits at = x.columns.digits(column);
-      value = w[group * product.w_group + row * product.w.n + at.a * product.w.h + at.b * product.w.w +
-                at.c * product.w.c];
+      value =
+          w[group * product.w_group + row * product.w.n + at.a * product.w.h + at.b * product.w.w + at.c * product.w.c];
     }
     packed[i] = value;
   }

@@ -12,8 +12,8 @@ namespace torchconv::cuda {
 struct WeightProduct {
   Gather y, x;  // y: windows of one tap, K channels
   int groups;
-  Counter pixels;       // (n, p, q), a tile at a time
-  int pixel_count;      // of all
+  Counter pixels;   // (n, p, q), a tile at a time
+  int pixel_count;  // of all
   int chunk_pixels, chunks;
   int rows, columns;  // tiles
   Strides w;
@@ -32,17 +32,18 @@ class ColumnReader {
   using Tile = Columns<T, width>;
 
   // The columns of the tile from `column` on, and the pixels in [pixel, end).
-  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int pixel, int end)
+  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int pixel,
+                      int end)
       : from_(from), counter_(counter), data_(data + int64_t(group) * from.C * from.x.c) {
-    UNROLL for (int i = 0; i < pixels; ++i) {
+    UNROLL (int i = 0; i < pixels; ++i) {
       pixel_[i] = counter.digits(pixel + row(i));
       left_[i] = end - pixel - row(i);
     }
-    UNROLL for (int i = 0; i < count; ++i) column_[i] = from.columns.digits(column + vector(i) * V);
+    UNROLL (int i = 0; i < count; ++i) column_[i] = from.columns.digits(column + vector(i) * V);
   }
 
   DEVICE void begin(const Tile& tile) {
-    UNROLL for (int i = 0; i < count; ++i) {
+    UNROLL (int i = 0; i < count; ++i) {
       const Digits& pixel = pixel_[vectors ? i : 0];
       const bool inside = left_[vectors ? i : 0] > 0;
       const int h = pixel.b * from_.stride_h - from_.pad_h, w = pixel.c * from_.stride_w - from_.pad_w;
@@ -54,20 +55,20 @@ class ColumnReader {
       if constexpr (vectors) {
         ptx::copy_async(tile.vector(row(i), vector(i)), valid() ? first + from_.offset(at) : data_, valid());
       } else {
-        UNROLL for (int e = 0; e < V; ++e) {
+        UNROLL (int e = 0; e < V; ++e) {
           held_[i].at[e] = valid() ? first[from_.offset(at)] : T(0);
           from_.columns.increment(at);
         }
       }
     }
-    UNROLL for (int i = 0; i < pixels; ++i) {
+    UNROLL (int i = 0; i < pixels; ++i) {
       counter_.advance(pixel_[i]);
       left_[i] -= depth<T>;
     }
   }
   DEVICE void end(const Tile& tile) {
     if constexpr (!vectors)
-      UNROLL for (int i = 0; i < count; ++i) *reinterpret_cast<Held*>(tile.vector(row(i), vector(i))) = held_[i];
+      UNROLL (int i = 0; i < count; ++i) *reinterpret_cast<Held*>(tile.vector(row(i), vector(i))) = held_[i];
   }
 
  private:
@@ -92,8 +93,9 @@ class ColumnReader {
 
 // sums[chunk][group][k][r s c]
 template <class Math, bool y_vectors, bool x_vectors, int BN>
-KERNEL(threads, (y_vectors && x_vectors ? Math::blocks : 1)) correlate_weight(const WeightProduct product, const typename Math::Number* y,
-                                 const typename Math::Number* x, typename Math::Sum* sums_of_chunks) {
+KERNEL(threads, (y_vectors && x_vectors ? Math::blocks : 1))
+correlate_weight(const WeightProduct product, const typename Math::Number* y, const typename Math::Number* x,
+                 typename Math::Sum* sums_of_chunks) {
   using T = typename Math::Number;
   using Sum = typename Math::Sum;
   using YReader = ColumnReader<T, tile_rows, y_vectors>;
@@ -146,7 +148,8 @@ KERNEL(threads, (y_vectors && x_vectors ? Math::blocks : 1)) correlate_weight(co
 }
 
 template <class T, class Sum>
-KERNEL(threads, 1) add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
+KERNEL(threads, 1)
+add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
   const int64_t count = product.sums_per_chunk();
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     Sum sum = 0;

@@ -57,15 +57,15 @@ struct TensorMath {
   // the one with the other lines (A), or with the other vector (B).
   static DEVICE void load(uint32_t (&to)[4], const Lines<T>& tile, int line, int i, bool lines_first, int lane) {
     const int matrix = lane / 8, second = matrix % 2, third = matrix / 2;
-    ptx::load_matrices(to, tile.vector(line + (lines_first ? second : third) * 8 + lane % 8,
-                                       i + (lines_first ? third : second)));
+    ptx::load_matrices(
+        to, tile.vector(line + (lines_first ? second : third) * 8 + lane % 8, i + (lines_first ? third : second)));
     round(to);
   }
   template <int count>
   static DEVICE void load(uint32_t (&to)[4], const Columns<T, count>& tile, int line, int i, bool lines_first,
                           int lane) {
     if constexpr (rounds) {
-      UNROLL for (int j = 0; j < 4; ++j) {
+      UNROLL (int j = 0; j < 4; ++j) {
         const int second = j % 2, third = j / 2;
         to[j] = ptx::bits(tile.at(line + lane / 4 + (lines_first ? second : third) * 8,
                                   (i + (lines_first ? third : second)) * vector_size<T> + lane % 4));
@@ -73,24 +73,24 @@ struct TensorMath {
       round(to);
     } else {
       const int matrix = lane / 8, second = matrix % 2, third = matrix / 2;
-      ptx::load_matrices_transposed(
-          to, tile.vector((i + (lines_first ? third : second)) * 8 + lane % 8,
-                          line / 8 + (lines_first ? second : third)));
+      ptx::load_matrices_transposed(to, tile.vector((i + (lines_first ? third : second)) * 8 + lane % 8,
+                                                    line / 8 + (lines_first ? second : third)));
     }
   }
   static DEVICE void round(uint32_t (&bits)[4]) {
-    if constexpr (rounds) UNROLL for (int j = 0; j < 4; ++j) bits[j] = ptx::to_tf32(ptx::number(bits[j]));
+    if constexpr (rounds)
+      UNROLL (int j = 0; j < 4; ++j) bits[j] = ptx::to_tf32(ptx::number(bits[j]));
   }
 
   template <int WM, class A, class B>
   static DEVICE void multiply(Sums<WM>& sums, const A& a_tile, int a_line, const B& b_tile, int b_line, int lane) {
-    UNROLL for (int i = 0; i < 4; i += 2) {
+    UNROLL (int i = 0; i < 4; i += 2) {
       uint32_t b[2][4];
-      UNROLL for (int j = 0; j < 2; ++j) load(b[j], b_tile, b_line + j * 16, i, false, lane);
-      UNROLL for (int m = 0; m < WM / 16; ++m) {
+      UNROLL (int j = 0; j < 2; ++j) load(b[j], b_tile, b_line + j * 16, i, false, lane);
+      UNROLL (int m = 0; m < WM / 16; ++m) {
         uint32_t a[4];
         load(a, a_tile, a_line + m * 16, i, true, lane);
-        UNROLL for (int j = 0; j < 4; ++j) {
+        UNROLL (int j = 0; j < 4; ++j) {
           const uint32_t column[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
           ptx::multiply(sums.c[m][j], a, column, T{});
         }
@@ -101,9 +101,9 @@ struct TensorMath {
   // Calls body(row, column, sum) for each sum of this thread.
   template <class, int WM, class Body>
   static DEVICE void each(Sums<WM>& sums, int lane, const Body& body) {
-    UNROLL for (int m = 0; m < WM / 16; ++m)
-      UNROLL for (int j = 0; j < 4; ++j)
-        UNROLL for (int e = 0; e < 4; ++e)
+    UNROLL (int m = 0; m < WM / 16; ++m)
+      UNROLL (int j = 0; j < 4; ++j)
+        UNROLL (int e = 0; e < 4; ++e)
           body(m * 16 + e / 2 * 8 + lane / 4, j * 8 + lane % 4 * 2 + e % 2, sums.c[m][j][e]);
   }
 };
@@ -126,13 +126,13 @@ struct FloatMath {
   template <int WM>
   static DEVICE void multiply(Sums<WM>& sums, const Lines<float>& a_tile, int a_line, const Lines<float>& b_tile,
                               int b_line, int lane) {
-    UNROLL for (int i = 0; i < 4; ++i) {
+    UNROLL (int i = 0; i < 4; ++i) {
       Four a[WM / 8];
-      UNROLL for (int m = 0; m < WM / 8; ++m) a[m] = read(a_tile.vector(a_line + lane / 4 + 8 * m, i));
-      UNROLL for (int j = 0; j < 8; ++j) {
+      UNROLL (int m = 0; m < WM / 8; ++m) a[m] = read(a_tile.vector(a_line + lane / 4 + 8 * m, i));
+      UNROLL (int j = 0; j < 8; ++j) {
         const Four b = read(b_tile.vector(b_line + lane % 4 + 4 * j, i));
-        UNROLL for (int k = 0; k < 4; ++k)
-          UNROLL for (int m = 0; m < WM / 8; ++m) sums.c[m][j] += a[m].at[k] * b.at[k];
+        UNROLL (int k = 0; k < 4; ++k)
+          UNROLL (int m = 0; m < WM / 8; ++m) sums.c[m][j] += a[m].at[k] * b.at[k];
       }
     }
   }
@@ -140,20 +140,20 @@ struct FloatMath {
   template <int WM, int M, int N>
   static DEVICE void multiply(Sums<WM>& sums, const Columns<float, M>& a_tile, int a_line,
                               const Columns<float, N>& b_tile, int b_line, int lane) {
-    UNROLL for (int k = 0; k < depth<float>; ++k) {
+    UNROLL (int k = 0; k < depth<float>; ++k) {
       Four a[WM / 32], b[2];
-      UNROLL for (int m = 0; m < WM / 32; ++m) a[m] = read(&a_tile.at(a_line + lane / 4 * 4 + 32 * m, k));
-      UNROLL for (int j = 0; j < 2; ++j) b[j] = read(&b_tile.at(b_line + lane % 4 * 4 + 16 * j, k));
-      UNROLL for (int m = 0; m < WM / 8; ++m)
-        UNROLL for (int j = 0; j < 8; ++j) sums.c[m][j] += a[m / 4].at[m % 4] * b[j / 4].at[j % 4];
+      UNROLL (int m = 0; m < WM / 32; ++m) a[m] = read(&a_tile.at(a_line + lane / 4 * 4 + 32 * m, k));
+      UNROLL (int j = 0; j < 2; ++j) b[j] = read(&b_tile.at(b_line + lane % 4 * 4 + 16 * j, k));
+      UNROLL (int m = 0; m < WM / 8; ++m)
+        UNROLL (int j = 0; j < 8; ++j) sums.c[m][j] += a[m / 4].at[m % 4] * b[j / 4].at[j % 4];
     }
   }
 
   template <class Tile, int WM, class Body>
   static DEVICE void each(Sums<WM>& sums, int lane, const Body& body) {
     constexpr bool lines = std::is_same_v<Tile, Lines<float>>;
-    UNROLL for (int m = 0; m < WM / 8; ++m)
-      UNROLL for (int j = 0; j < 8; ++j)
+    UNROLL (int m = 0; m < WM / 8; ++m)
+      UNROLL (int j = 0; j < 8; ++j)
         if constexpr (lines)
           body(lane / 4 + 8 * m, lane % 4 + 4 * j, sums.c[m][j]);
         else
@@ -173,21 +173,21 @@ struct DoubleMath {
 
   template <int WM, class A, class B>
   static DEVICE void multiply(Sums<WM>& sums, const A& a_tile, int a_line, const B& b_tile, int b_line, int lane) {
-    UNROLL for (int k = 0; k < depth<double>; k += 4) {
+    UNROLL (int k = 0; k < depth<double>; k += 4) {
       double b[4];
-      UNROLL for (int j = 0; j < 4; ++j) b[j] = b_tile.at(b_line + j * 8 + lane / 4, k + lane % 4);
-      UNROLL for (int m = 0; m < WM / 8; ++m) {
+      UNROLL (int j = 0; j < 4; ++j) b[j] = b_tile.at(b_line + j * 8 + lane / 4, k + lane % 4);
+      UNROLL (int m = 0; m < WM / 8; ++m) {
         const double a = a_tile.at(a_line + m * 8 + lane / 4, k + lane % 4);
-        UNROLL for (int j = 0; j < 4; ++j) ptx::multiply(sums.c[m][j], a, b[j]);
+        UNROLL (int j = 0; j < 4; ++j) ptx::multiply(sums.c[m][j], a, b[j]);
       }
     }
   }
 
   template <class, int WM, class Body>
   static DEVICE void each(Sums<WM>& sums, int lane, const Body& body) {
-    UNROLL for (int m = 0; m < WM / 8; ++m)
-      UNROLL for (int j = 0; j < 4; ++j)
-        UNROLL for (int e = 0; e < 2; ++e) body(m * 8 + lane / 4, j * 8 + lane % 4 * 2 + e, sums.c[m][j][e]);
+    UNROLL (int m = 0; m < WM / 8; ++m)
+      UNROLL (int j = 0; j < 4; ++j)
+        UNROLL (int e = 0; e < 2; ++e) body(m * 8 + lane / 4, j * 8 + lane % 4 * 2 + e, sums.c[m][j][e]);
   }
 };
 

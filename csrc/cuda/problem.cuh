@@ -39,8 +39,8 @@ inline Counter counter(int64_t b_end, int64_t c_end, int64_t step) {
   return counter;
 }
 
-// A matrix that is gathered from a tensor [n, channel, h, w]: its rows are pixels (n, p, q) of a window's positions, its
-// columns are products (r, s, c) of a window. A tensor itself is one, too, whose windows are of one tap.
+// A matrix that is gathered from a tensor [n, channel, h, w]: its rows are pixels (n, p, q) of a window's positions,
+// its columns are products (r, s, c) of a window. A tensor itself is one, too, whose windows are of one tap.
 struct Gather {
   int H, W;
   int stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;

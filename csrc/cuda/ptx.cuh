@@ -17,13 +17,14 @@
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)  // blocks on a processor at least
 #define SHARED __shared__
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]  // as much as the launch says
-#define UNROLL _Pragma("unroll")
+#define UNROLL(...) _Pragma("unroll") for (__VA_ARGS__)
 
 namespace torchconv::cuda::ptx {
 
 DEVICE uint32_t shared_address(const void* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
 
-// cp.async: 16 bytes from global to shared memory, both aligned; zeros where `valid` is false, and nothing is read then.
+// cp.async: 16 bytes from global to shared memory, both aligned; zeros where `valid` is false, and nothing is read
+// then.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)

@@ -23,7 +23,8 @@ HOST_DEVICE inline bool inside(const Axis& axis, int64_t at) { return at >= 0 &&
 
 // y[n, k, p, q] = sum over c, r, s of x[n, c, p * stride + r * dilation - pad, ...] * w[k, c, r, s], then the epilogue
 template <class T>
-KERNEL(threads, 1) reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
+KERNEL(threads, 1)
+reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
   using Sum = SumOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.K * rows.out * cols.out, [&](int64_t i) {
@@ -41,8 +42,7 @@ KERNEL(threads, 1) reference_forward(const Conv conv, const T* x, const T* w, T*
         for (int64_t c = 0; c < conv.C_per_group(); ++c) sum += Sum(from[c * conv.x.c]) * Sum(taps[c * conv.w.c]);
       }
     }
-    const Sum bias =
-        epilogue.bias ? Sum(static_cast<const T*>(epilogue.bias)[k * epilogue.bias_stride]) : Sum(0);
+    const Sum bias = epilogue.bias ? Sum(static_cast<const T*>(epilogue.bias)[k * epilogue.bias_stride]) : Sum(0);
     y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w] =
         T(activate(epilogue.activation, sum + bias, Sum(epilogue.slope)));
   });
@@ -50,7 +50,8 @@ KERNEL(threads, 1) reference_forward(const Conv conv, const T* x, const T* w, T*
 
 // x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], for the p and q whose tap r, s lies on h, w
 template <class T>
-KERNEL(threads, 1) reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
+KERNEL(threads, 1)
+reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
   using Sum = SumOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.C * rows.in * cols.in, [&](int64_t i) {
@@ -58,9 +59,8 @@ KERNEL(threads, 1) reference_grad_input(const Conv conv, const T* y, const T* w,
                   n = i / cols.in / rows.in / conv.C, group = c / conv.C_per_group();
     const auto output = [](const Axis& axis, int64_t at, int64_t tap) {  // or -1
       const int64_t distance = at + axis.pad - tap * axis.dilation;
-      return distance >= 0 && distance % axis.stride == 0 && distance / axis.stride < axis.out
-                 ? distance / axis.stride
-                 : -1;
+      return distance >= 0 && distance % axis.stride == 0 && distance / axis.stride < axis.out ? distance / axis.stride
+                                                                                               : -1;
     };
     Sum sum = 0;
     for (int64_t r = 0; r < rows.kernel; ++r) {
@@ -82,7 +82,8 @@ KERNEL(threads, 1) reference_grad_input(const Conv conv, const T* y, const T* w,
 // w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]: each thread of a
 // block adds up every so many pixels, and the block's sums are added in a tree.
 template <class T>
-KERNEL(threads, 1) reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
+KERNEL(threads, 1)
+reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
   using Sum = SumOf<T>;
   SHARED Sum shared[threads];
   const Axis &rows = conv.rows, &cols = conv.cols;

@@ -77,7 +77,8 @@ int64_t power_of_two(int64_t most) {
 template <class T, int G, bool vectors, int R, int ST, int TP>
 void launch_weight(const Conv& conv, SlabWeight slab, const T* x, const T* y, T* w) {
   using Sum = SumOf<T>;
-  const int64_t channels = slab.K / Channels<T, G, vectors>::V, taps = conv.cols.kernel * (R > 1 ? 1 : conv.rows.kernel);
+  const int64_t channels = slab.K / Channels<T, G, vectors>::V,
+                taps = conv.cols.kernel * (R > 1 ? 1 : conv.rows.kernel);
   slab.channel_lanes = conv.x.c == 1 ? std::min<int64_t>(channels, 32) : 1;
   slab.tap_lanes = std::min<int64_t>(taps, threads / slab.channel_lanes);
   slab.pixel_lanes = power_of_two(threads / slab.channel_lanes / slab.tap_lanes);

@@ -1,8 +1,8 @@
 // Depthwise convolution and small groups, where a matrix product would have too few columns.
 //
-// A thread makes TP rows of one column of the result, for V channels: each row of a window's column is read once for all
-// of them. Neighbouring threads take neighbouring channels where these lie together, with vectors of 16 bytes if they
-// can be, and neighbouring columns else. What they share of the input comes from L1.
+// A thread makes TP rows of one column of the result, for V channels: each row of a window's column is read once for
+// all of them. Neighbouring threads take neighbouring channels where these lie together, with vectors of 16 bytes if
+// they can be, and neighbouring columns else. What they share of the input comes from L1.
 #pragma once
 
 #include "../epilogue.h"
@@ -46,14 +46,14 @@ struct Channels {
     if constexpr (vectors)
       vector = *reinterpret_cast<const Vector*>(from);
     else
-      UNROLL for (int e = 0; e < V; ++e) vector.at[e] = from[e * step];
+      UNROLL (int e = 0; e < V; ++e) vector.at[e] = from[e * step];
     return vector;
   }
   static DEVICE void store(T* to, const Vector& vector, int64_t step) {
     if constexpr (vectors)
       *reinterpret_cast<Vector*>(to) = vector;
     else
-      UNROLL for (int e = 0; e < V; ++e) to[e * step] = vector.at[e];
+      UNROLL (int e = 0; e < V; ++e) to[e * step] = vector.at[e];
   }
 };
 
@@ -67,7 +67,7 @@ struct Slab {
   int P, K;  // K: channels of all groups
   Strides y, w;
   int64_t w_group;
-  uint32_t count;           // of threads
+  uint32_t count;                // of threads
   Divisor first, second, third;  // of a thread's number: channels, columns, rows; or columns, rows, channels
   bool by_channels;
   Epilogue epilogue;
@@ -75,7 +75,8 @@ struct Slab {
 
 // With R > 0 rows of taps, a stride of ST and no dilation among rows; with R = 0, any.
 template <class T, int G, bool vectors, int R, int ST, int TP>
-KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x, const SumOf<T>* w, T* y) {
+KERNEL(threads, (slab_blocks<T, G>))
+slab_correlate(const Slab slab, const T* x, const SumOf<T>* w, T* y) {
   using Channels = cuda::Channels<T, G, vectors>;
   using Vector = typename Channels::Vector;
   using Weights = typename Channels::Weights;
@@ -91,8 +92,8 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x,
   const T* image = x + n * from.x.n + k * from.x.c;
   Sum sums[TP][V] = {};
   const auto add = [&](Sum* sum, const Vector& values, const Weights* weights) {
-    UNROLL for (int j = 0; j < G; ++j)
-      UNROLL for (int e = 0; e < V; ++e) sum[e] += Sum(values.at[e / G * G + j]) * weights[j].at[e];
+    UNROLL (int j = 0; j < G; ++j)
+      UNROLL (int e = 0; e < V; ++e) sum[e] += Sum(values.at[e / G * G + j]) * weights[j].at[e];
   };
   const auto weights_of = [&](int r, int s, int j) {
     return *reinterpret_cast<const Weights*>(w + ((int64_t(r) * from.S + s) * G + j) * slab.K + k);
@@ -106,20 +107,19 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x,
     };
     if constexpr (R > 0) {
       Weights weights[R][G];
-      UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int j = 0; j < G; ++j) weights[r][j] = weights_of(r, s, j);
-      UNROLL for (int i = 0; i < (TP - 1) * ST + R; ++i) {
+      UNROLL (int r = 0; r < R; ++r)
+        UNROLL (int j = 0; j < G; ++j) weights[r][j] = weights_of(r, s, j);
+      UNROLL (int i = 0; i < (TP - 1) * ST + R; ++i) {
         const Vector values = input(p * ST - from.pad_h + i);
-        UNROLL for (int t = 0; t < TP; ++t)
+        UNROLL (int t = 0; t < TP; ++t)
           if (i - t * ST >= 0 && i - t * ST < R) add(sums[t], values, weights[i - t * ST]);
       }
     } else {
       for (int r = 0; r < from.R; ++r) {
         Weights weights[G];
-        UNROLL for (int j = 0; j < G; ++j) weights[j] = weights_of(r, s, j);
-        UNROLL for (int t = 0; t < TP; ++t)
-          if (p + t < slab.P)
-            add(sums[t], input((p + t) * from.stride_h + r * from.dilation_h - from.pad_h), weights);
+        UNROLL (int j = 0; j < G; ++j) weights[j] = weights_of(r, s, j);
+        UNROLL (int t = 0; t < TP; ++t)
+          if (p + t < slab.P) add(sums[t], input((p + t) * from.stride_h + r * from.dilation_h - from.pad_h), weights);
       }
     }
   }
@@ -127,12 +127,13 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x,
   const Epilogue& epilogue = slab.epilogue;
   const auto* bias = static_cast<const T*>(epilogue.bias);
   Sum b[V] = {};
-  if (bias) UNROLL for (int e = 0; e < V; ++e) b[e] = Sum(bias[(k + e) * epilogue.bias_stride]);
+  if (bias)
+    UNROLL (int e = 0; e < V; ++e) b[e] = Sum(bias[(k + e) * epilogue.bias_stride]);
   T* to = y + n * slab.y.n + k * slab.y.c + q * slab.y.w + p * slab.y.h;
-  UNROLL for (int t = 0; t < TP; ++t) {
+  UNROLL (int t = 0; t < TP; ++t) {
     if (p + t >= slab.P) break;
     Vector result;
-    UNROLL for (int e = 0; e < V; ++e)
+    UNROLL (int e = 0; e < V; ++e)
       result.at[e] = T(activate(epilogue.activation, sums[t][e] + b[e], Sum(epilogue.slope)));
     Channels::store(to + t * slab.y.h, result, slab.y.c);
   }
@@ -140,7 +141,8 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_correlate(const Slab slab, const T* x,
 
 // packed[tap][channel of the group][k]
 template <class T>
-KERNEL(threads, 1) slab_pack(const Slab slab, const T* w, SumOf<T>* packed) {
+KERNEL(threads, 1)
+slab_pack(const Slab slab, const T* w, SumOf<T>* packed) {
   const int64_t row = int64_t(slab.x.C) * slab.K, count = int64_t(slab.x.R) * slab.x.S * row;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     const int64_t k = i % slab.K, j = i % row / slab.K, tap = i / row;

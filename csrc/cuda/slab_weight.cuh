@@ -13,7 +13,7 @@ struct SlabWeight {
   Gather x;
   int P, K;
   Strides y, w;
-  Counter pixels;              // (n, TP rows, column), so many as threads of a block have the same taps
+  Counter pixels;  // (n, TP rows, column), so many as threads of a block have the same taps
   int64_t pixel_count, chunk_pixels, chunks;
   int channel_lanes, tap_lanes, pixel_lanes;  // threads of a block; the last a power of two
   int channel_blocks, tap_blocks;
@@ -23,7 +23,8 @@ struct SlabWeight {
 
 // With R > 1 rows of taps, a stride of ST and no dilation among rows; with R = 1, each tap by itself, and any.
 template <class T, int G, bool vectors, int R, int ST, int TP>
-KERNEL(threads, (slab_blocks<T, G>)) slab_weight(const SlabWeight slab, const T* x, const T* y, SumOf<T>* sums_of_chunks) {
+KERNEL(threads, (slab_blocks<T, G>))
+slab_weight(const SlabWeight slab, const T* x, const T* y, SumOf<T>* sums_of_chunks) {
   using Channels = cuda::Channels<T, G, vectors>;
   using Vector = typename Channels::Vector;
   using Sum = SumOf<T>;
@@ -52,28 +53,28 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_weight(const SlabWeight slab, const T*
     };
     // Rows beyond the last one are left out, not taken as zeros: zero times infinity is no zero.
     const auto add = [&](Sum(&sum)[G][V], const Vector& dy, const Vector& values) {
-      UNROLL for (int j = 0; j < G; ++j)
-        UNROLL for (int e = 0; e < V; ++e) sum[j][e] += Sum(dy.at[e]) * Sum(values.at[e / G * G + j]);
+      UNROLL (int j = 0; j < G; ++j)
+        UNROLL (int e = 0; e < V; ++e) sum[j][e] += Sum(dy.at[e]) * Sum(values.at[e / G * G + j]);
     };
     Vector dy[TP];
-    UNROLL for (int t = 0; t < TP; ++t)
+    UNROLL (int t = 0; t < TP; ++t)
       dy[t] = p + t < slab.P ? Channels::load(gradient + t * slab.y.h, slab.y.c) : Vector{};
     if constexpr (R > 1) {
-      UNROLL for (int i = 0; i < (TP - 1) * ST + R; ++i) {
+      UNROLL (int i = 0; i < (TP - 1) * ST + R; ++i) {
         const Vector values = input(first + i);
-        UNROLL for (int t = 0; t < TP; ++t)
+        UNROLL (int t = 0; t < TP; ++t)
           if (i - t * ST >= 0 && i - t * ST < R && p + t < slab.P) add(sums[i - t * ST], dy[t], values);
       }
     } else {
-      UNROLL for (int t = 0; t < TP; ++t)
+      UNROLL (int t = 0; t < TP; ++t)
         if (p + t < slab.P) add(sums[0], dy[t], input(first + t * step));
     }
   }
 
   SHARED Sum shared[threads];
-  UNROLL for (int r = 0; r < R; ++r)
-    UNROLL for (int j = 0; j < G; ++j)
-      UNROLL for (int e = 0; e < V; ++e) {
+  UNROLL (int r = 0; r < R; ++r)
+    UNROLL (int j = 0; j < G; ++j)
+      UNROLL (int e = 0; e < V; ++e) {
         Sum sum = sums[r][j][e];
         for (int half = slab.pixel_lanes / 2, step = slab.channel_lanes * slab.tap_lanes; half > 0; half /= 2) {
           shared[threadIdx.x] = sum;
@@ -87,7 +88,8 @@ KERNEL(threads, (slab_blocks<T, G>)) slab_weight(const SlabWeight slab, const T*
 }
 
 template <class T>
-KERNEL(threads, 1) slab_add_chunks(const SlabWeight slab, const SumOf<T>* sums_of_chunks, T* w) {
+KERNEL(threads, 1)
+slab_add_chunks(const SlabWeight slab, const SumOf<T>* sums_of_chunks, T* w) {
   const int64_t count = slab.sums_per_chunk(), row = int64_t(slab.x.C) * slab.K;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     SumOf<T> sum = 0;

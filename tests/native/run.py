@@ -6,6 +6,7 @@ portable   the same, of the portable kernels alone: in CI
 tsan       under ThreadSanitizer
 valgrind   under valgrind's memcheck, which hides AVX-512 from them
 x86        on emulated processors without AVX, and with AVX2 but without AVX-512 (qemu-x86_64)
+gpu        those for a GPU, on an emulated one (cuda/emulation.h): in CI
 aarch64    on an emulated processor of another kind (aarch64-linux-gnu-g++, qemu-aarch64)
 """
 
@@ -25,6 +26,7 @@ class Mode(NamedTuple):
     runners: tuple[tuple[str, int], ...] = (("", 0),)  # and the slack that the tensors need there: see guarded.h
     folder: str = "plain"
     options: tuple[str, ...] = ()
+    parts: tuple[tuple[str, float], ...] = (("", 1),)  # of the implementations' names, and how many of the problems
 
 
 MODES = {
@@ -35,6 +37,12 @@ MODES = {
     ),
     "tsan": Mode(500, folder="tsan", options=("-DTORCHCONV_SANITIZE=thread",)),
     "valgrind": Mode(300, (("valgrind --quiet --error-exitcode=9 ", 0),)),
+    "gpu": Mode(
+        60,
+        folder="gpu",
+        options=("-DTORCHCONV_CUDA=ON", "-DTORCHCONV_PORTABLE_ONLY=ON"),
+        parts=(("cuda.reference", 0.25), ("cuda.slab", 10), ("cuda.sm80", 1)),
+    ),
     "x86": Mode(200, (("qemu-x86_64 -cpu Nehalem ", 0), ("qemu-x86_64 -cpu Haswell ", 64))),
     "aarch64": Mode(
         200,
@@ -67,7 +75,9 @@ def main() -> None:
     run(f"cmake -S tests/native -B {folder} -DTORCH_INCLUDE={include} {' '.join(mode.options)}")
     run(f"cmake --build {folder} --parallel {os.cpu_count()}")
     for runner, slack in mode.runners:
-        run(f"{runner}{folder}/kernels {arguments.problems or mode.problems} {arguments.seed} '' {slack}")
+        for part, share in mode.parts:
+            problems = round(share * (arguments.problems or mode.problems))
+            run(f"{runner}{folder}/kernels {problems} {arguments.seed} '{part}' {slack}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #define DEVICE inline
-#define UNROLL
+#define UNROLL(...) for (__VA_ARGS__)
 #define KERNEL(threads, blocks) void
 #define SHARED static
 #define SHARED_MEMORY(name) unsigned char* const name = emulation::shared
@@ -55,13 +55,13 @@ template <bool transposed>
 void load_matrices_(uint32_t (&to)[4], const void* row) {
   const int lane = threadIdx.x % 32;
   const auto* at = static_cast<const unsigned char*>(row);
-  if (at < emulation::shared || reinterpret_cast<uintptr_t>(row) % 16 != 0) emulation::fail("ldmatrix of a bad address");
+  if (at < emulation::shared || reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    emulation::fail("ldmatrix of a bad address");
   emulation::slot(lane).address = row;
   emulation::wait_for_warp();
   for (int i = 0; i < 4; ++i)
-    to[i] = transposed
-                ? element(i, lane % 4 * 2, lane / 4) | element(i, lane % 4 * 2 + 1, lane / 4) << 16
-                : element(i, lane / 4, lane % 4 * 2) | element(i, lane / 4, lane % 4 * 2 + 1) << 16;
+    to[i] = transposed ? element(i, lane % 4 * 2, lane / 4) | element(i, lane % 4 * 2 + 1, lane / 4) << 16
+                       : element(i, lane / 4, lane % 4 * 2) | element(i, lane / 4, lane % 4 * 2 + 1) << 16;
   emulation::wait_for_warp();
 }
 inline void load_matrices(uint32_t (&to)[4], const void* row) { load_matrices_<false>(to, row); }
@@ -75,8 +75,7 @@ void multiply_(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], co
   std::copy(b, b + 2, emulation::slot(lane).words + 4);
   emulation::wait_for_warp();
   for (int e = 0; e < 4; ++e)
-    for (int k = 0; k < depth; ++k)
-      c[e] += a_at(lane / 4 + e / 2 * 8, k) * b_at(k, lane % 4 * 2 + e % 2);
+    for (int k = 0; k < depth; ++k) c[e] += a_at(lane / 4 + e / 2 * 8, k) * b_at(k, lane % 4 * 2 + e % 2);
   emulation::wait_for_warp();
 }
 
@@ -95,9 +94,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) 
       [](int row, int k) {
         return half_of<T>(emulation::slot(row % 8 * 4 + k % 8 / 2).words[row / 8 + k / 8 * 2], k % 2);
       },
-      [](int k, int column) {
-        return half_of<T>(emulation::slot(column * 4 + k % 8 / 2).words[4 + k / 8], k % 2);
-      });
+      [](int k, int column) { return half_of<T>(emulation::slot(column * 4 + k % 8 / 2).words[4 + k / 8], k % 2); });
 }
 
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
@@ -118,7 +115,9 @@ inline void multiply(double (&c)[2], double a, double b) {
   emulation::wait_for_warp();
 }
 
-inline uint32_t to_tf32(float value) { return std::isfinite(value) ? (bits(value) + (1u << 12)) & ~0u << 13 : bits(value); }
+inline uint32_t to_tf32(float value) {
+  return std::isfinite(value) ? (bits(value) + (1u << 12)) & ~0u << 13 : bits(value);
+}
 
 }  // namespace ptx
 
