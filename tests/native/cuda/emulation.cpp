@@ -127,7 +127,7 @@ void run(int64_t blocks, int threads, int shared_bytes, const std::function<void
   shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
   shared_size = shared_bytes;
   body_of_kernel = &body;
-  copies_are_late = !copies_are_late;
+  if (shared_bytes > 0) copies_are_late = !copies_are_late;
   grid.x = unsigned(blocks);
   for (block.x = 0; block.x < grid.x; ++block.x) run_block(threads);
 }
