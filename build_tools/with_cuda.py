@@ -51,9 +51,8 @@ def add_to(extension: Any, root: Path) -> None:
     cpp_extension.CUDA_HOME = str(home)
     extension.sources += sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cu"))
     extension.define_macros.append(("TORCHCONV_CUDA", None))
-    extension.extra_compile_args["nvcc"] = [
-        "-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", *architectures(),
-    ]  # fmt: skip
+    flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]  # torch adds --expt-relaxed-constexpr
+    extension.extra_compile_args["nvcc"] = [*flags, *architectures()]
     extension.library_dirs.append(str(home / ("lib64" if (home / "lib64").exists() else "lib")))
     # A runtime of its own, which torch's cannot get mixed up with.
     runtime = ["-Wl,-Bstatic", "-lcudart_static", "-Wl,-Bdynamic", "-Wl,--exclude-libs,libcudart_static.a"]

@@ -17,7 +17,7 @@ ROWS = [
 CPU_ROWS = [row for row in ROWS if device_of(row) == "cpu"]
 
 # By torch's default, products of float32 are rounded to TF32 on a GPU. That has its own test in test_cuda.py.
-torch.backends.cudnn.conv.fp32_precision = "ieee"
+torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

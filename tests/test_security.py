@@ -49,6 +49,10 @@ WRITABLE = {
 }
 
 
+#: The CUDA runtime, where it is linked in, keeps state of its own, reads the environment, and loads the driver.
+without_cuda = pytest.mark.skipif(_C.build_info()["cuda"] != "no", reason="says nothing of NVIDIA's runtime")
+
+
 def writable_variables() -> list[str]:
     names = []
     for line in nm("--demangle", "--format=sysv", "--defined-only"):
@@ -65,6 +69,7 @@ def strangers(names: list[str]) -> list[str]:
     return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in WRITABLE)]
 
 
+@without_cuda
 def test_the_extension_has_no_other_writable_state():
     names = writable_variables()
     assert strangers(names) == []
@@ -84,6 +89,7 @@ FORBIDDEN = re.compile(
 )
 
 
+@without_cuda
 def test_the_extension_links_nothing_that_reads_files_or_the_environment():
     names = [line.split(maxsplit=1)[1].split("@")[0] for line in nm("--demangle", "--undefined-only")]
     names = [re.sub(r"\(.*", "", name) for name in names]
