@@ -1,6 +1,7 @@
 // A GPU for kernels that a C++ compiler has compiled: blocks one after the other, each thread of a block a fiber of its
 // own, which runs until it waits for the others. What a kernel may not rely on is as bad as can be: shared memory
-// begins as NaN, and asynchronous copies happen at once in every other launch that has any, and as late as may be in the rest.
+// begins as NaN, and asynchronous copies happen at once in every other launch that has any, and as late as may be in
+// the rest.
 #pragma once
 
 #include <cstdint>
