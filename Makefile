@@ -34,10 +34,10 @@ fuzz: $(BIN)/.installed  ## random problems on every implementation, beside torc
 kernels: $(BIN)/.installed  ## the kernels without Python, each tensor at the edge of a page
 	$(BIN)/python tests/native/run.py plain
 
-portable: $(BIN)/.installed  ## the same of the portable ones, under AddressSanitizer and UBSan, in three minutes
+portable: $(BIN)/.installed  ## the portable kernels without Python, under AddressSanitizer and UBSan, in three minutes
 	$(BIN)/python tests/native/run.py portable
 
-asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under these two
+asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under AddressSanitizer and UBSan
 	$(BIN)/python tests/native/run.py asan
 	$(BIN)/python tests/native/suite.py -m "not slow"
 

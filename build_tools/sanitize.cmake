@@ -1,6 +1,6 @@
 # sanitize(target): compiles the sanitizers in TORCHCONV_SANITIZE into it. At -O1, since a higher level takes the compiler
-# tens of minutes for the unrolled loops. For the same reason AddressSanitizer calls a function for each access, and
-# UBSan leaves pointers to it.
+# tens of minutes for the unrolled loops. For the same reason AddressSanitizer calls a function for each access, and UBSan
+# does without its checks of pointers: null, alignment, object size, type.
 set(TORCHCONV_SANITIZE "" CACHE STRING "Sanitizers to compile in, e.g. address,undefined or thread")
 
 function(sanitize target)

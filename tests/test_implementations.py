@@ -159,6 +159,40 @@ def test_scratch_is_bounded(case, op, layout):
             assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()
 
 
+#: Sizes at which a limit of some kernel lies, for one image or for several.
+NEAR_LIMITS = [
+    ((16, 16), (257, 2, 3, 3), 1, 1),
+    ((16, 16), (2, 257, 3, 3), 1, 1),
+    ((4, 4), (1024, 8, 3, 3), 1, 1),
+    ((8, 8), (64, 64, 3, 3), 1, 1),
+    ((8, 8), (64, 64, 3, 3), 1, 2),
+    ((6, 6), (512, 512, 1, 1), 0, 1),
+    ((10, 10), (96, 1, 5, 5), 2, 1),
+    ((9, 9), (128, 4, 3, 3), 1, 1),
+    ((3, 3), (300, 3, 3, 3), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("size", "w", "padding", "stride"), NEAR_LIMITS, ids=str)
+def test_the_choice_does_not_depend_on_the_batch(size, w, padding, stride, dtype):
+    for groups in {1, *([w[0]] if w[1] == 1 else []), *([w[0] // 4] if w[1] == 4 else [])}:
+        geometry = ((stride,) * 2, (padding,) * 4, (1, 1), groups)
+        out = [(n + 2 * padding - k) // stride + 1 for n, k in zip(size, w[2:], strict=True)]
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            chosen = set()
+            for N in (1, 2, 7, 8, 64, 1000):
+                x, y = (
+                    torch.empty(N, C, *of, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
+                    for C, of in ((w[1] * groups, size), (w[0], out))
+                )
+                weight = torch.empty(w, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
+                chosen.add((
+                    torchconv.chosen("conv2d", x, weight, *geometry),
+                    torchconv.chosen("conv2d_grad_input", y, weight, size, *geometry),
+                ))  # fmt: skip
+            assert len(chosen) == 1, chosen
+
+
 def test_import_asks_no_machine():
     """Whether a row can run is asked when somebody wants to know: a driver of a GPU may have to answer."""
     script = f"""

@@ -103,7 +103,10 @@ print(most)
 
 @pytest.mark.slow
 def test_working_memory_stays_within_its_bound():
-    """Over all cases, problems that outgrow it, and the layers of networks, in every row: 32 MiB for each thread."""
+    """All cases, problems that outgrow it, and the layers of networks, in every row: what a row takes on, it can do.
+
+    (Working memory refuses to grow beyond 32 MiB for each thread, so a plan that asks for more would fail.)
+    """
     most = int(child(BOUND, 3600))
     print(most)
     assert PER_THREAD // 8 < most <= 3 * PER_THREAD

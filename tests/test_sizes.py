@@ -125,7 +125,6 @@ def test_an_input_beyond_32_bits_under_few_windows(axis, dtype):
     case = Case("near", tuple(size), (4, 3, *kernel), stride=tuple(stride))
     small = Case("near", tuple(part.shape), case.w, stride=tuple(2 if s > 1 else 1 for s in stride))
     assert case.y == small.y
-    far = replace(case, stride=(1, 1), dilation=tuple(2 * s if s > 1 else 1 for s in stride))  # y: step + 1 long
     w, y = integers(case.w).to(dtype), integers(case.y).to(dtype)
     wanted = ops.conv2d(part, w, *small.geometry, LAST), ops.conv2d_grad_weight(part, y, kernel, *small.geometry, LAST)
     ran = set()
@@ -136,7 +135,11 @@ def test_an_input_beyond_32_bits_under_few_windows(axis, dtype):
                 ran.add(row)
     assert len(ran) > 3, ran
     # The taps of one window lie more than 2^31 apart; the stride leaves one window.
-    far = replace(far, stride=tuple(2**40 if s > 1 else 1 for s in stride))
+    far = replace(
+        case,
+        stride=tuple(2**40 if s > 1 else 1 for s in stride),
+        dilation=tuple(2 * s if s > 1 else 1 for s in stride),
+    )
     assert math.prod(far.y[2:]) == 1
     taps = part.index_select(2 + axis, torch.tensor([0, 4]))
     want = F.conv2d(taps.double(), w.double()).to(dtype)
@@ -177,12 +180,17 @@ PADDED = [
     Case("far_beyond", (1, 2, 3, 3), (2, 2, 2, 2), (2**61, 2**61), (2**61, 2**61, 2**61 - 1, 2**61)),
     Case("depthwise", (2, 16, 4, 5), (16, 1, 3, 3), (2**31, 2**31), (2**31, 2**31, 2**31, 2**31), groups=16),
     Case("one_side", (1, 3, 4, 5), (2, 3, 3, 3), (2**31 - 1, 1), (2**32, 0, 1, 1)),
+    Case("tall_depthwise", (1, 16, 4, 5), (16, 1, 3, 3), (2**40, 1), (2**40, 2**40, 1, 1), groups=16),
+    Case("far_depthwise", (1, 16, 3, 6), (16, 1, 2, 3), (2**61, 1), (2**61, 2**61, 1, 1), groups=16),
+    Case("far_groups_of_4", (2, 16, 3, 6), (16, 4, 2, 2), (1, 2**61), (0, 0, 2**61 - 1, 2**61), groups=4),
+    Case("far_pointwise", (1, 4, 6, 7), (4, 4, 1, 1), (2**61, 2**61), (2**61, 2**61, 2**61, 2**61)),
 ]
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", PADDED, ids=str)
-def test_padded_sizes_beyond_32_bits(case):
-    x, w, y = (integers(size) for size in (case.x, case.w, case.y))
+def test_padded_sizes_beyond_32_bits(case, memory_format):
+    x, w, y = (integers(size).contiguous(memory_format=memory_format) for size in (case.x, case.w, case.y))
     wanted = by_hand(case, x, w, y)
     assert any(want.any() for want in wanted), "a window that meets the input"
     for dtype in torch.float64, torch.float32, torch.bfloat16:

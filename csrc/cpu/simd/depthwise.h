@@ -3,11 +3,18 @@
 
 namespace slab {
 
+// Whether the addresses of all windows can be computed, those of windows far beyond the input included.
+inline bool has_addresses(const Axis& axis, int64_t stride) {
+  const double reach = std::abs(double(axis.pad)) + axis.in + double(axis.dilation) * axis.kernel + axis.stride;
+  return reach * std::abs(double(stride)) < 1e18;
+}
+
 // Whether pixels of x are whole vectors, one for each vector of y.
 template <class S>
 bool in_place(const Conv& conv) {
-  return reads_fast<S> && conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 && conv.y.c == 1 &&
-         conv.C % lanes<S> == 0 && (conv.cols.kernel > 1 || conv.cols.stride == 1);
+  return reads_fast<S> && has_addresses(conv.rows, conv.x.h) && has_addresses(conv.cols, conv.x.w) &&
+         conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 && conv.y.c == 1 && conv.C % lanes<S> == 0 &&
+         (conv.cols.kernel > 1 || conv.cols.stride == 1);
 }
 
 // The rows of taps [first, end) that exist for a window that begins at `position`.
@@ -68,7 +75,8 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
           const int64_t h = part.rows.position(i, 0);
           const TapRows exist(part.rows, h);
           tile.top = exist.first, tile.bottom = exist.end;
-          tile.ahead = i + 2 < part.rows.out ? 2 * part.rows.stride : 0;
+          // The rows of the next tile, of which a large stride skips some.
+          tile.ahead = i + 2 < part.rows.out ? 2 * std::min(part.rows.stride, part.rows.kernel) : 0;
           const S* from = x + n * part.x.n + h * part.x.h + w * part.x.w;
           S* to = taps.y + n * part.y.n + i * part.y.h;
           for (int64_t v = 0; v < share.vectors; ++v) {

@@ -48,11 +48,12 @@ struct Plan {
 
 constexpr double sum_of_lanes = 4;  // what it costs, in multiplications of vectors
 
-// The steps of a reduction, cut into pieces of at most longest_sum steps: some whole runs, or a part of one.
+// The steps of a reduction, cut into pieces of about longest_sum steps (up to 3 more): some whole runs, or a part of
+// one.
 struct Pieces {
   struct Piece {
     int64_t first, runs, length;  // offsets [first, first + runs), each of so many steps
-    int64_t step;                 // of the whole reduction, the first one
+    int64_t steps_before;         // in the whole reduction
   };
   int64_t longest;
   int64_t* offset;
@@ -145,21 +146,22 @@ INLINE void multiply_panel(const Product<E, Out>& product, bool dots, int64_t wi
 
 // The same piece by piece. The sums of all but the last one wait in a tile of their own.
 template <class E>
-void multiply_pieces(const Product<E>& whole, const Pieces& pieces, int64_t width, int rows) {
+void multiply_pieces(const Product<E>& whole, const Pieces& pieces, bool dots, int64_t width, int rows) {
+  if (pieces.count == 1) return multiply_panel(whole, dots, width, rows);
   Sum<E> tile[most_rows<1>][2 * lanes<E>];
   Sum<E>* waiting[most_rows<1>];
   for (int m = 0; m < rows; ++m) waiting[m] = tile[m];
   Product<E> product = whole;
   for (int64_t i = 0; i < pieces.count; ++i) {
-    const auto& [first, runs, length, step] = pieces.pieces[i];
+    const auto& [first, runs, length, steps_before] = pieces.pieces[i];
     const bool last = i == pieces.count - 1;
     product.offset = whole.offset + first, product.runs = runs, product.length = length;
-    product.b = whole.b + step * width;
+    product.b = whole.b + steps_before * width;
     product.c = last ? whole.c : waiting, product.lane = last ? whole.lane : 0;
     if (i > 0) product.from = waiting;
     product.finish = last ? whole.finish : nullptr;
     product.stream = last && whole.stream;
-    multiply_panel(product, false, width, rows);
+    multiply_panel(product, dots, width, rows);
   }
 }
 
@@ -204,7 +206,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   constexpr int L = lanes<S>, per = numbers<E>;
   using Plan = gemm::Plan<E, S>;
   const Plan plan = gemm::plan<E, S>(conv);
-  // Lanes of dots add up short sums anyway, and those of pairs are rounded to half the digits.
+  // Not for dots, whose lanes each add up a part, nor for pairs, whose results are rounded to bfloat16.
   const int64_t longest = plan.dots || per > 1 ? std::numeric_limits<int64_t>::max() : longest_sum;
   const bool stream = plan.direct && streams(conv, y, conv.K_per_group());
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, K = conv.K_per_group(), C = conv.C_per_group();
@@ -262,6 +264,8 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       const int64_t pixels = block.pixels(), width = (panel_end - panel) * NR;
       T* buffer = direct ? nullptr : scratch.take<T>(pixels * width);
 
+      const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
+
       // The runs of a patch that belong to one output.
       const int64_t runs = taps / plan.joined;
       Pieces pieces(longest, runs, plan.joined * plan.channels, scratch);
@@ -289,7 +293,6 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
           return i * plan.joined / conv.cols.kernel * tap_h + i * plan.joined % conv.cols.kernel * tap_w;
         });
 
-        const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
         const bool finishes = direct && cb == plan.channel_blocks - 1 && !finish.does_nothing();
         // All tiles of the block, to the results from `to` on.
         const auto multiply_tiles = [&]<class Out>(Out* to) {
@@ -336,19 +339,15 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
               const int64_t width = plan.lanes_of(i, K);
               product.lane = (i - panel) * NR;
               product.count = direct ? K - (i - group * plan.panels) * NR : width;
-              [[maybe_unused]] const T* from[most_rows<1>];
-              if constexpr (std::is_same_v<Out, T>)
-                if (cb > 0) {
-                  for (int m = 0; m < MR; ++m) from[m] = product.c[m] + product.lane;
-                  product.from = from;
-                }
               product.b = packed + (i - first) * panel_size + cb * block_size;
-              if constexpr (std::is_same_v<Out, T>)
-                if (pieces.count > 1) {
-                  multiply_pieces(product, pieces, width, MR);
-                  continue;
-                }
-              multiply_panel(product, plan.dots, width, MR);
+              if constexpr (std::is_same_v<Out, T>) {
+                const T* before[most_rows<1>];  // the sums of earlier channels
+                for (int m = 0; cb > 0 && m < MR; ++m) before[m] = product.c[m] + product.lane;
+                product.from = cb > 0 ? before : nullptr;
+                multiply_pieces(product, pieces, plan.dots, width, MR);
+              } else {
+                multiply_panel(product, false, width, MR);  // pairs, all channels at once
+              }
             }
           }
         };
@@ -361,7 +360,6 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       }
       if (stream) finish_streams();
       if (direct) return;
-      const Finish<T> finish{bias ? bias + panel * NR : nullptr, epilogue.activation, T(epilogue.slope)};
       const int64_t k = (panel - group * plan.panels) * NR, count = std::min(width, K - k);
       const T* from = buffer;
       const bool whole = conv.y.h == Q * conv.y.w && block.q_end - block.q == Q;  // rows of y follow one another

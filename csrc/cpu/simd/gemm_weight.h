@@ -231,7 +231,8 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
         const Block next = plan.blocks[std::min(b + 1, blocks - 1)];
         const int64_t calls = plan.runs * ((across - 1) / (2 * L) + 1) * ((down - 1) / most_rows<2> + 1);
         FetchPixels<S> fetch_y(gradient(next), group * K + k, b + 1 < end ? filters : 0, calls);
-        FetchPixels<S> fetch_x(input(next), group * C + c, b + 1 < end && plan.x_in_place ? channels : 0, calls);
+        FetchPixels<S> fetch_x(plan.x_in_place ? input(next) : gradient(next), group * C + c,
+                               b + 1 < end && plan.x_in_place ? channels : 0, calls);
         OuterProduct<E> product{};
         product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
         product.length = length, product.a_step = a_q, product.b_step = b_q;
@@ -266,6 +267,7 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
     // Adds up the chunks, filter by filter or run by run, and stores them.
     const int64_t parts = plan.swapped ? plan.runs : plan.filters, size = plan.sums() / parts;
     parallel_for(slices * parts, double(plan.chunks) * size * channel_groups, [&](int64_t unit) {
+      const FlushSubnormals flush;
       const int64_t slice = first + unit / parts, part = unit % parts;
       const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters;
       const int64_t filters = std::min(plan.filters, K - k);

@@ -13,7 +13,8 @@ constexpr int steps_together = NV > 1           ? 1
 template <int NV>
 constexpr int most_rows = (registers - NV * steps_together<NV> - 2) / NV;
 
-// Products that are added up one by one: of these sums, longer ones are added up, which keeps their error small.
+// Sums of more products than this are cut: so many are added up one by one, then the partial sums, which keeps errors
+// small.
 constexpr int64_t longest_sum = 256;
 
 // Rows that are fetched into the cache meanwhile.

@@ -89,11 +89,15 @@ Plan<S> plan(const Correlation& conv) {
   Plan plan{vectors_for(K), 0, channels, false, cut(channels)};
   const int64_t most = plan.NV == 8 ? most_rows<8>() : plan.NV == 4 ? most_rows<4>() : most_rows<2>();
   plan.tiles = (K - 1) / most + 1;
-  const double vectors = double(plan.blocks.images) * plan.blocks.rows * (plan.blocks.cols / lanes<S> + 1);
-  plan.possible = plan.blocks.patch_bytes <= 2.0 * Plan::patch_bytes &&
-                  planes_bytes(conv, plan.blocks, channels) <= most_planes_bytes &&
-                  double(conv.K) * C * taps * size <= Plan::weights_bytes &&
-                  vectors * K * lanes<S> * size <= Plan::buffer_bytes;
+  // As many images at a time as there is room for: what is possible does not depend on the batch.
+  const auto fits = [&] {
+    const double vectors = double(plan.blocks.images) * plan.blocks.rows * (plan.blocks.cols / lanes<S> + 1);
+    return plan.blocks.patch_bytes <= 2.0 * Plan::patch_bytes &&
+           planes_bytes(conv, plan.blocks, channels) <= most_planes_bytes &&
+           vectors * K * lanes<S> * size <= Plan::buffer_bytes;
+  };
+  while (plan.blocks.images > 1 && !fits()) --plan.blocks.images;
+  plan.possible = fits() && double(conv.K) * C * taps * size <= Plan::weights_bytes;
   return plan;
 }
 
@@ -182,7 +186,6 @@ void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const P
                  int64_t count, const S* x, Sum<S>* to) {
   const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
   const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
-  const int64_t step = patch.cols.source_step * planes.split;
   for (int64_t i = 0; i < patch.rows.size; ++i)
     for (int64_t j = 0; j < planes.split; ++j) {
       Sum<S>* segment = to + i * planes.row + j * planes.segment;
@@ -197,8 +200,8 @@ void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const P
       if (!exists) continue;
       const int64_t h = patch.rows.first + i * patch.rows.source_step,
                     w = patch.cols.first + (j + begin * planes.split) * patch.cols.source_step;
-      read_tile(x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, conv.x.c, conv.x.w * step, count,
-                end - begin, segment + begin, planes.plane);
+      read_tile(x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, conv.x.c,
+                end - begin > 1 ? conv.x.w * patch.cols.source_step * planes.split : conv.x.w, count, end - begin, segment + begin, planes.plane);
     }
 }
 

@@ -144,6 +144,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   });
 
   parallel_for(conv.K, double(chunks) * taps * L, [&](int64_t k) {
+    const FlushSubnormals flush;
     T* total = sums + k / K * chunks * size + k % K * plan.taps * L;
     for (int64_t t = 0; t < taps; ++t, total += L) {
       for (int64_t chunk = 1; chunk < chunks; ++chunk) store(total, load(total) + load(total + chunk * size));

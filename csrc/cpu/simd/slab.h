@@ -101,15 +101,15 @@ struct Slabs {
     };
     T* to = data;
     for (int64_t i = 0; i < patch.rows.size; ++i, to += patch.row_pitch()) {
-      if (i < top || i >= bottom) {
+      if (i < top || i >= bottom || left == right) {
         zero(to, patch.cols.size);
         continue;
       }
       const int64_t h = patch.rows.first + i * patch.rows.source_step,
                     w = patch.cols.first + left * patch.cols.source_step;
       zero(to, left);
-      spread(x + block.n * conv.x.n + first + h * conv.x.h + w * conv.x.w, conv.x.w * patch.cols.source_step,
-             right - left, to + left * L);
+      spread(x + block.n * conv.x.n + first + h * conv.x.h + w * conv.x.w,
+             right - left > 1 ? conv.x.w * patch.cols.source_step : 0, right - left, to + left * L);
       zero(to + right * L, patch.cols.size - right);
     }
   }
@@ -313,6 +313,7 @@ void finish_weight(const Conv& conv, const Lanes& share, Sum<S>* sums, int64_t c
   constexpr int L = lanes<S>;
   const int64_t size = conv.rows.kernel * conv.cols.kernel * share.c * L;
   parallel_for(share.vectors, double(chunks) * size, [&](int64_t v) {
+    const FlushSubnormals flush;
     Sum<S>* total = sums + v * size;
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {
       const Sum<S>* part = total + chunk * share.vectors * size;

@@ -125,6 +125,7 @@ void correlate_own_v(const Problem<S>& problem, int64_t begin, int64_t end, cons
   Scratch scratch;
   T* u = scratch.take<T>(groups * panels * u_stack.size());
   parallel_for(groups * panels, 2 * problem.products(), [&](int64_t unit) {
+    const FlushSubnormals flush;
     make_u(conv, w, begin + unit / panels, unit % panels * NR, NR, 0, C, u + unit * u_stack.size(), u_stack);
   });
   const int64_t most = NR > L ? 2 * most_rows<2> : 2 * most_rows<1>;
