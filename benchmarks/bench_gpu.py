@@ -199,10 +199,14 @@ def main() -> None:
                 break
             x, w, dy = (tensor.cuda() for tensor in bench.operands(layer, dtype))
             for op in arguments.op:
-                result, eager = measure_layer(op, layer, (x, w, dy), arguments.rounds, arguments.implementation, machine)
+                result, eager = measure_layer(
+                    op, layer, (x, w, dy), arguments.rounds, arguments.implementation, machine
+                )
                 results.append(result)
                 ratios_of_calls.append(measure.Times(ms=eager, faults={}).ratio)
-                measure.say(f"{report.line(result)} | {result.implementation['nhwc']} | {ratios_of_calls[-1]:.2f} called")
+                measure.say(
+                    f"{report.line(result)} | {result.implementation['nhwc']} | {ratios_of_calls[-1]:.2f} called"
+                )
     if not results:
         raise SystemExit("nothing was measured")
     measure.say("\n" + report.summary(results))

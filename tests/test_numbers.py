@@ -1,7 +1,7 @@
 """What docs/numbers.md promises: NaN and infinity, subnormal numbers, and a training run beside torch's."""
 
-from functools import itertools
-import cache
+import itertools
+from functools import cache
 from typing import NamedTuple
 
 import pytest

@@ -59,8 +59,8 @@ void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i
     const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
     zero(to, left);
     // A step that nobody takes may be too large for 64 bits.
-    read(from, right - left > 1 ? conv.x.w * patch.cols.source_step : conv.x.w, conv.x.c, right - left, count, to + left * patch.pitch, patch.pitch,
-         i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
+    read(from, right - left > 1 ? conv.x.w * patch.cols.source_step : conv.x.w, conv.x.c, right - left, count,
+         to + left * patch.pitch, patch.pitch, i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
     zero(to + right * patch.pitch, patch.cols.size - right);
   }
 }
