@@ -39,6 +39,8 @@ std::string device_name(const Tensor& tensor) {
 
 // The dtype of two operands, which must agree in it and in their device.
 Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  if (!a.defined()) throw std::runtime_error(std::string(a_name) + " must be a tensor, but got None");
+  if (!b.defined()) throw std::runtime_error(std::string(b_name) + " must be a tensor, but got None");
   if (a.is_cuda() != b.is_cuda() || a.get_device_index() != b.get_device_index())
     throw std::runtime_error(std::string(a_name) + " and " + b_name + " should be on one device, but got " +
                              device_name(a) + " and " + device_name(b));

@@ -350,11 +350,10 @@ def may_decline(call: Call) -> bool:
     return not readable or len({tensor.dtype for tensor in tensors}) > 1
 
 
-#: Torch's own words, which name its files: for what it does not dispatch, for sizes without data that it cannot add up,
-#: and for None, which its dispatcher takes for a tensor.
+#: Torch's own words, which name its files: for what it does not dispatch, and for sizes without data that it cannot add
+#: up.
 TORCHS_OWN = re.compile(
     "Could not run 'torchconv::|.*Overflow when unpacking long|.*Storage size calculation overflowed"
-    "|.*Not yet supported ScalarType"
 )
 
 
