@@ -201,7 +201,8 @@ void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const P
       const int64_t h = patch.rows.first + i * patch.rows.source_step,
                     w = patch.cols.first + (j + begin * planes.split) * patch.cols.source_step;
       read_tile(x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, conv.x.c,
-                end - begin > 1 ? conv.x.w * patch.cols.source_step * planes.split : conv.x.w, count, end - begin, segment + begin, planes.plane);
+                end - begin > 1 ? conv.x.w * patch.cols.source_step * planes.split : conv.x.w, count, end - begin,
+                segment + begin, planes.plane);
     }
 }
 
