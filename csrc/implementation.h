@@ -41,7 +41,7 @@ struct Implementation {
 const std::vector<Implementation>& implementations();
 
 // The first available row of the problem's device that supports and suits it. A pure function of the problem, the size
-// of its batch left out: what one sample becomes does not depend on the others.
+// of its batch left out: what one sample becomes does not depend on the others. (grad_weight is a sum over the batch.)
 //
 // `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken (those
 // of other devices are passed over), and of "!part", which leaves out all rows with this part in their name. Throws

@@ -2,6 +2,7 @@
 
 #include "precision.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace torchconv {
@@ -10,7 +11,11 @@ namespace {
 
 using Four = std::array<int64_t, 4>;
 
-Strides strides(const View& view) { return {view.stride[0], view.stride[1], view.stride[2], view.stride[3]}; }
+// The stride of a single element is never used, and may be anything: none is taken that lies beyond all addresses.
+Strides strides(const View& view) {
+  const auto of = [&](int d) { return view.size[d] > 1 || view.stride[d] < int64_t(1) << 48 ? view.stride[d] : 0; };
+  return {of(0), of(1), of(2), of(3)};
+}
 
 Strides strides(const Four& stride) { return {stride[0], stride[1], stride[2], stride[3]}; }
 
@@ -23,11 +28,11 @@ void set_operands(Conv& conv, Dtype dtype, Device device) {
 
 // torch's own test of a tensor's memory format: the strides alone tell, and sizes of 1 or 0 count as contiguous.
 bool is_channels_last(const View& view) {
-  if (view.stride[1] == 0) return false;
+  if (view.stride[1] == 0 || std::count(view.size, view.size + 4, 0) > 0) return false;
   int64_t least = 0;
   for (int d : {1, 3, 2, 0}) {
     const int64_t size = view.size[d], stride = view.stride[d];
-    if (size == 0 || stride < least || (d == 0 && least == view.stride[1])) return false;
+    if (stride < least || (d == 0 && least == view.stride[1])) return false;
     least = size > 1 ? stride * size : stride;
   }
   return true;

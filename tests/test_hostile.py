@@ -452,6 +452,15 @@ FOUND = [
         for row in (None, *ROWS)
         for rows in (1, 16)
     ),
+    # Of a stride far beyond the input, as many prefetches.
+    replace(
+        PLAIN,
+        a=Operand("channels_last", (1, 16, 4, 5)),
+        b=Operand("channels_last", (16, 1, 3, 3)),
+        stride=(2**40, 1),
+        padding=(2**40, 2**40, 1, 1),
+        groups=16,
+    ),
     # A slope that is not finite in float32, where nothing is negative.
     replace(PLAIN, op="conv2d_bias_act", activation="leaky_relu", slope=1e300),
     # A name that ends early.

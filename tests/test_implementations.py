@@ -131,6 +131,7 @@ LARGE = [
     Case("depthwise_large_kernel", (1, 2048, 40, 2), (2048, 1, 39, 2), groups=2048),
     Case("depthwise_many_channels", (1, 300_000, 3, 3), (300_000, 1, 3, 3), groups=300_000),
     Case("large_kernel", (1, 40, 70, 70), (40, 40, 69, 69)),
+    Case("many_channels_stride2", (2, 2500, 5, 5), (40, 2500, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
 ]
 
 
@@ -147,6 +148,34 @@ def test_scratch_is_bounded(case, op, layout):
         for kernel in KERNELS:
             result = run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.reference")
             assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()
+
+
+def test_biases_of_many_groups_fit_or_are_anothers():
+    case = Case("many_groups", (1, 600_000, 3, 3), (600_000, 1, 3, 3), padding=(1, 1, 1, 1), groups=600_000)
+    x, w = integers(case.x).float(), integers(case.w).float()
+    bias = torch.arange(600_000.0)
+    expected = torch.ops.torchconv.conv2d(x, w, *case.geometry, "cpu.reference") + bias[:, None, None]
+    for isa in SETS:
+        for kernel in KERNELS:
+            names = f"cpu.{isa}.{kernel},cpu.reference"
+            result = torch.ops.torchconv.conv2d_bias_act(x, w, bias, *case.geometry, implementation=names)
+            assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("channels", [1900, 3500])
+@pytest.mark.parametrize("filters", [3, 128, 2048])
+def test_wide_layers_are_not_left_to_the_reference(channels, filters, dtype):
+    """Whatever the batch, on which the cut of a gradient of weights depends."""
+    case = Case("wide", (1, channels, 9, 9), (filters, channels, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    w = torch.empty(case.w, dtype=dtype, device="meta")
+    for N in (1, 8, 64, 1000):
+        x, y = (torch.empty(N, *size[1:], dtype=dtype, device="meta") for size in (case.x, case.y))
+        for args in (
+            ("conv2d", x, w),
+            ("conv2d_grad_input", y, w, case.x[2:]),
+            ("conv2d_grad_weight", x, y, case.w[2:]),
+        ):
+            assert torchconv.chosen(*args, *case.geometry) != "cpu.reference"
 
 
 #: Sizes at which a limit of some kernel lies, for one image or for several.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, device_of, integers, run
+from cases import Case, device_of, integers, run, torch_conv2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,6 +98,24 @@ def test_strides_beyond_32_bits(case, dim):
                     assert close(found, want, row), (row, "xwy"[i])
 
 
+@pytest.mark.parametrize("case", SPREAD, ids=str)
+@pytest.mark.parametrize("stride", [2**40, 2**62], ids=["2^40", "2^62"])
+def test_the_stride_of_a_single_element_may_be_anything(case, stride):
+    """Each operand in turn has one image, one row and one column, and says that others would be far away."""
+    one = replace(case, x=(1, case.x[1], 1, 1), w=(*case.w[:2], 1, 1), padding=(1, 1, 1, 1))
+    for memory_format in torch.contiguous_format, torch.channels_last:
+        operands = [integers(size).float().contiguous(memory_format=memory_format) for size in (one.x, one.w, one.y)]
+        wanted = run(one, *operands, LAST)
+        for i, tensor in enumerate(operands):
+            far = tensor.as_strided(
+                tensor.shape, [step if n > 1 else stride for n, step in zip(tensor.shape, tensor.stride(), strict=True)]
+            )
+            changed = [far if i == j else t for j, t in enumerate(operands)]
+            for row in ROWS:
+                for found, want in zip(run(one, *changed, f"{row},{LAST}"), wanted, strict=True):
+                    assert torch.equal(found, want), (row, "xwy"[i])
+
+
 # --- sizes -------------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +185,15 @@ def test_expanded_operands_beyond_32_bits(size):
             assert torch.equal(found, ops.conv2d(one, w, *tiny.geometry, LAST).expand(case.y)), row
         if done_by(row, "conv2d_grad_weight", x, y, (2, 2), *case.geometry):
             assert torch.equal(ops.conv2d_grad_weight(x, y, (2, 2), *case.geometry, row), dw), row
+
+
+def test_a_row_of_many_windows():
+    """More than working memory could list."""
+    case = Case("long", (1, 16, 1, 700_001), (16, 1, 1, 3), padding=(0, 0, 1, 1), groups=16)
+    x, w = (integers(size).float().contiguous(memory_format=torch.channels_last) for size in (case.x, case.w))
+    wanted = torch_conv2d(x, w, case)
+    for row in [None, *(row for row in ROWS if row.endswith(".slab"))]:
+        assert torch.equal(ops.conv2d(x, w, *case.geometry, row and f"{row},{LAST}"), wanted), row
 
 
 #: Paddings and strides beyond 32 bits, whose results are small.

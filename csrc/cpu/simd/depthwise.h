@@ -26,11 +26,13 @@ struct TapRows {
         end(position >= axis.in ? 0 : (axis.in - 1 - position) / axis.dilation + 1) {}
 };
 
+constexpr int64_t most_cuts = 1 << 18;  // of a row, which are listed in working memory
+
 template <class S>
 bool can_correlate_in_place(const Parts& parts) {
   for (const Part& part : parts) {
     const Axis& cols = part.conv.cols;
-    if (!in_place<S>(part.conv) || (cols.kernel > 1 && cols.dilation > 1) ||
+    if (!in_place<S>(part.conv) || cols.out > most_cuts || (cols.kernel > 1 && cols.dilation > 1) ||
         !tile_functions<S>(std::max<int64_t>(1, cols.kernel), cols.stride))
       return false;
   }

@@ -64,6 +64,9 @@ WeightPlan<S> weight_plan(const Conv& whole) {
   // Chunks that are long enough, and smaller units where this leaves too few of them.
   const double most_chunks = std::max(1.0, double(conv.N) * P * Q / Plan::chunk_pixels);
   int64_t filters = share(K, 128, most_rows<2>);
+  // As many as their sums leave room for: not to do so would leave wide layers to the reference.
+  while (filters > most_rows<2> && double(filters) * taps * C * size > 0.75 * Plan::sums_bytes)
+    filters = share(K, filters / 2, most_rows<2>);
   const auto units = [&] { return most_chunks * conv.groups * ((C - 1) / channels + 1) * ((K - 1) / filters + 1); };
   while (units() < Plan::units / 2 && std::max(channels, filters) > 64)
     channels > filters ? channels = share(C, channels / 2, 2 * L) : filters = share(K, filters / 2, most_rows<2>);

@@ -38,7 +38,10 @@ struct Winograd {
   }
   template <class S>
   static bool fits(const Parts& parts) {
-    return all_of(parts, [](const Correlation& conv) { return fits(conv); });
+    constexpr double bias_bytes = 8 << 20;  // of all groups
+    return all_of(parts, [](const Correlation& conv) {
+      return fits(conv) && double(conv.groups) * (conv.K_per_group() + 2 * lanes<S>)*sizeof(Sum<S>) <= bias_bytes;
+    });
   }
   template <class S>
   static bool fits_weight(const Conv& conv) {

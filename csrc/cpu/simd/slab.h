@@ -39,7 +39,9 @@ Plan plan(const Conv& conv) {
     const Patch patch(conv, {0, 1, 0, rows, 0, cols}, L);
     return double(patch.rows.size) * patch.cols.size * L * sizeof(Sum<S>) * share.c;
   };
-  plan.rows = std::max<int64_t>(1, conv.rows.out), plan.cols = std::max<int64_t>(1, conv.cols.out);
+  // At most as many rows as there is room for vectors.
+  plan.rows = std::clamp<int64_t>(conv.rows.out, 1, Plan::slab_bytes / (L * sizeof(Sum<S>)));
+  plan.cols = std::max<int64_t>(1, conv.cols.out);
   while (plan.rows > 1 && bytes(plan.rows, plan.cols) > Plan::slab_bytes) --plan.rows;
   // Blocks of one size, in pairs of rows.
   const int64_t P = std::max<int64_t>(1, conv.rows.out);
