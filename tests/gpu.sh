@@ -26,7 +26,7 @@ bench() {  # NAME SECONDS ARGUMENTS OF bench_gpu.py...
   local name=$1 seconds=$2
   shift 2
   say "bench-$name" "$((seconds + 60))" "$python" benchmarks/bench_gpu.py --rounds 7 --batch 64 --seconds "$seconds" \
-    --out "$out/$gpu-$name" "$@"
+    --out "$out/$gpu-$name" --plot "$out/$gpu-$name.png" "$@"
 }
 
 if [[ $steps == *build* ]]; then
