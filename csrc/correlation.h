@@ -37,11 +37,12 @@ inline Phase phase(const Axis& axis, int64_t offset) {
   const int64_t common = std::gcd(axis.stride, axis.dilation), step = std::min(axis.stride / common, axis.kernel);
   Phase phase{};
   phase.offset = offset, phase.step = step;
-  phase.axis = {axis.out, 0, (axis.in - offset - 1) / axis.stride + 1, 1, axis.dilation / common, 0};
+  phase.axis = {axis.out, 0, (axis.in - offset - 1) / axis.stride + 1, 1, 1, 0};
   int64_t tap = 0;  // the first that meets these elements
   while (tap < step && (offset + axis.pad - tap * axis.dilation) % axis.stride != 0) ++tap;
   if (tap == step) return phase;
   phase.axis.kernel = (axis.kernel - 1 - tap) / step + 1;
+  if (phase.axis.kernel > 1) phase.axis.dilation = axis.dilation / common;
   phase.last_tap = tap + (phase.axis.kernel - 1) * step;
   // Element i of the phase reads y[i - pad] under the last tap, which comes first.
   phase.axis.pad = -((offset + axis.pad - phase.last_tap * axis.dilation) / axis.stride);

@@ -51,6 +51,19 @@ struct Problem {
 
 double products(const Problem& p) { return double(p.y[0]) * p.y[2] * p.y[3] * p.w[0] * p.w[1] * p.w[2] * p.w[3]; }
 
+// Strides or dilations of up to 2^61, and paddings to match: few outputs, but addresses that are hard to compute.
+void draw_far(Draw& draw, Problem& p, int axis) {
+  const int64_t taps = p.w[2 + axis], far = int64_t(1) << draw.of({20, 31, 32, 40, 58});
+  int64_t *before = &p.padding[2 * axis], *after = before + 1;
+  if (draw.below(2)) {
+    p.stride[axis] = far * draw.of({1, 2, 8});
+    *before = p.stride[axis] - draw.of({0, 0, 1, 2}), *after = draw.of({0, p.stride[axis]});
+  } else {
+    p.dilation[axis] = far;
+    *before = far * draw.below(taps), *after = far * (taps - 1) - *before + draw.below(3);
+  }
+}
+
 Problem draw_problem(Draw& draw) {
   for (;;) {
     Problem p;
@@ -69,6 +82,7 @@ Problem draw_problem(Draw& draw) {
       p.dilation.push_back(plain ? 1 : draw.of({1, 1, 2, 3}));
       for (int side = 0; side < 2; ++side)
         p.padding.push_back(draw.below(3) ? (p.w[2 + axis] - 1) / 2 : draw.of({0, 0, 1, 2, 5, 8}));
+      if (draw.below(12) == 0) draw_far(draw, p, axis);
       const int64_t window = p.dilation[axis] * (p.w[2 + axis] - 1) + 1;
       const int64_t least = std::max<int64_t>(1, window - p.padding[2 * axis] - p.padding[2 * axis + 1]);
       p.x[2 + axis] = least + draw.of({0, 1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 31, 33});

@@ -43,7 +43,7 @@ void correlate_tile(const TapTile<S>& tile) {
   }
   [[maybe_unused]] static const std::array<S, L> zeros{};
   [[maybe_unused]] const S* zero = zeros.data();
-  const int64_t distance = step > 0 || MR == 1 ? tile.pixel : tile.step * tile.pixel;  // a lone pixel's may overflow
+  const int64_t distance = step > 0 ? tile.pixel : tile.step * tile.pixel;
   const auto row = [&](int64_t i, auto first, auto second, auto inside) __attribute__((always_inline)) {
     const T* w = tile.w + i * tile.runs * taps * L;
     const T* w_second = w - tile.row_step * tile.runs * taps * L;
