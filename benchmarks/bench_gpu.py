@@ -169,6 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="let both sides round float32 to TF32")
     parser.add_argument("--deterministic", action="store_true", help="let cuDNN take deterministic algorithms alone")
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json")
+    parser.add_argument("--plot", type=Path, help="draw the ratios and a roofline")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the layer that ends later")
     return parser.parse_args()
 
@@ -213,6 +214,10 @@ def main() -> None:
     measure.say(f"\ncalled from Python, all layers: {geometric_mean(ratios_of_calls):.2f}")
     if arguments.out:
         measure.write_results(arguments.out, machine, results)
+    if arguments.plot:
+        from plot import plot  # matplotlib takes its time
+
+        plot(arguments.plot, results, machine)
 
 
 if __name__ == "__main__":

@@ -37,15 +37,14 @@ def plot_ratios(axis: Axes, results: Sequence[LayerTimes]) -> None:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(OPS))
 
 
-def plot_roofline(axis: Axes, results: Sequence[LayerTimes], bandwidth: float) -> None:
-    """GFLOP/s against FLOP per byte, below the peak of the FMA units and that of the memory."""
+def plot_roofline(axis: Axes, results: Sequence[LayerTimes], bandwidth: float, peak: float) -> None:
+    """GFLOP/s against FLOP per byte, below the peak of the arithmetic and that of the memory."""
     intensity = [result.flops / result.bytes for result in results]
     axis.plot(intensity, [result.gflops("torch") for result in results], ".", color="darkgrey", label="torch")
     axis.plot(intensity, [result.gflops("ours") for result in results], ".", color="tab:red", label="torchconv")
-    peak = median(result.peak for result in results)
     ridge = peak / bandwidth
     least, most = min(*intensity, ridge), max(*intensity, ridge)
-    limits = f"{bandwidth:.0f} GB/s (copy), {peak:.0f} GFLOP/s (FMA)"
+    limits = f"{bandwidth:.0f} GB/s (copy), {peak:.0f} GFLOP/s"
     axis.plot([least, ridge, most], [least * bandwidth, peak, peak], color="black", linewidth=0.8, label=limits)
     axis.set(xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="GFLOP/s, each in its better layout")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
@@ -54,9 +53,10 @@ def plot_roofline(axis: Axes, results: Sequence[LayerTimes], bandwidth: float) -
 def plot(path: Path, results: Sequence[LayerTimes], machine: Mapping[str, Any]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), width_ratios=(3, 2), layout="constrained")
     plot_ratios(left, results)
-    plot_roofline(right, results, machine["copy GB/s"])
-    threads, dtype = results[0].threads, results[0].dtype
-    figure.suptitle(f"{machine['cpu']}, {threads} threads, {dtype}, torch {machine['torch']}")
+    peak = machine.get("matrix GFLOP/s") or median(result.peak for result in results)
+    plot_roofline(right, results, machine["copy GB/s"], peak)
+    device = machine.get("gpu") or f"{machine['cpu']}, {results[0].threads} threads"
+    figure.suptitle(f"{device}, {results[0].dtype}, torch {machine['torch']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     print(f"wrote {path}")

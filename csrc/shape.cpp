@@ -92,6 +92,9 @@ Conv make_conv(const Sizes& x, const Sizes& w, const Geometry& g) {
   // The stride of a single output is never used, and may be so large that its multiples overflow.
   if (conv.rows.out == 1) conv.rows.stride = 1;
   if (conv.cols.out == 1) conv.cols.stride = 1;
+  // The same of the dilation of a single tap.
+  if (conv.rows.kernel == 1) conv.rows.dilation = 1;
+  if (conv.cols.kernel == 1) conv.cols.dilation = 1;
 
   check_bytes("input", x);
   check_bytes("weight", w);

@@ -27,10 +27,16 @@ int current_device() {
 }  // namespace
 
 OnDevice::OnDevice(int index) : before_(current_device()) {
-  if (index != before_) check(cudaSetDevice(index), "cudaSetDevice");
+  if (index == before_) {
+    before_ = -1;
+  } else {
+    check(cudaSetDevice(index), "cudaSetDevice");
+  }
 }
 
-OnDevice::~OnDevice() { cudaSetDevice(before_); }
+OnDevice::~OnDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
 
 void* current_stream() {
   void* stream = nullptr;

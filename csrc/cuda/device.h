@@ -20,7 +20,7 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_;
+  int before_;  // or -1: it was the current one
 };
 
 }  // namespace torchconv::cuda

@@ -28,13 +28,14 @@ struct Gemm {
 
 struct Winograd {
   static constexpr const char* does =
-      "3x3 kernels of stride 1, of at most 4096 channels a group, and grad_weight without dilation";
+      "3x3 kernels of stride 1, of at most 4096 channels a group, and grad_weight without dilation (else below 2^20)";
   static constexpr const char* is_for =
       "32 channels and more (16 in each of several groups) and outputs of 4x4 and more";
 
   static bool fits(const Conv& conv) {
     return conv.rows.kernel == 3 && conv.cols.kernel == 3 && conv.rows.stride == 1 && conv.cols.stride == 1 &&
-           conv.C_per_group() <= 4096 && conv.K_per_group() <= 4096;
+           conv.rows.dilation < 1 << 20 && conv.cols.dilation < 1 << 20 && conv.C_per_group() <= 4096 &&
+           conv.K_per_group() <= 4096;
   }
   template <class S>
   static bool fits(const Parts& parts) {

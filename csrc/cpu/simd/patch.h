@@ -8,7 +8,8 @@ struct Block {
   int64_t pixels() const { return (n_end - n) * (p_end - p) * (q_end - q); }
 };
 
-// One axis of a patch. Under a kernel of one tap, the elements that no output reads are left out.
+// One axis of a patch. Under a kernel of one tap, the elements that no output reads are left out. A single output has no
+// next one: its step, which may be too large to compute with, is 1.
 struct PatchAxis {
   int64_t first;        // input position of element 0
   int64_t source_step;  // from one element to the next, in the input
@@ -17,8 +18,8 @@ struct PatchAxis {
 
   PatchAxis(const Axis& axis, int64_t begin, int64_t end)
       : first(axis.position(begin, 0)),
-        source_step(axis.kernel == 1 ? axis.stride : 1),
-        step(axis.kernel == 1 ? 1 : axis.stride),
+        source_step(axis.kernel == 1 && end - begin > 1 ? axis.stride : 1),
+        step(axis.kernel == 1 || end - begin == 1 ? 1 : axis.stride),
         size((end - begin - 1) * step + (axis.kernel > 1 ? (axis.kernel - 1) * axis.dilation : 0) + 1) {}
 
   // The elements [begin(axis), end(axis)) lie in the input.
