@@ -8,8 +8,8 @@ struct Block {
   int64_t pixels() const { return (n_end - n) * (p_end - p) * (q_end - q); }
 };
 
-// One axis of a patch. Under a kernel of one tap, the elements that no output reads are left out. A single output has no
-// next one: its step, which may be too large to compute with, is 1.
+// One axis of a patch. Under a kernel of one tap, the elements that no output reads are left out. A single output has
+// no next one: its step, which may be too large to compute with, is 1.
 struct PatchAxis {
   int64_t first;        // input position of element 0
   int64_t source_step;  // from one element to the next, in the input
