@@ -210,6 +210,9 @@ PADDED = [
     Case("tall_depthwise", (1, 16, 4, 5), (16, 1, 3, 3), (2**40, 1), (2**40, 2**40, 1, 1), groups=16),
     Case("far_depthwise", (1, 16, 3, 6), (16, 1, 2, 3), (2**61, 1), (2**61, 2**61, 1, 1), groups=16),
     Case("far_groups_of_4", (2, 16, 3, 6), (16, 4, 2, 2), (1, 2**61), (0, 0, 2**61 - 1, 2**61), groups=4),
+    Case("far_dilated", (1, 3, 4, 5), (2, 3, 3, 3), (1, 1), (1, 1, 2**60, 2**60), (1, 2**60)),
+    Case("far_dilated_tap", (1, 3, 4, 5), (2, 3, 1, 3), (1, 1), (0, 0, 1, 1), (2**62, 1)),
+    Case("far_phases", (1, 16, 5, 6), (16, 1, 2, 3), (2**40, 1), (2**40, 2**40, 1, 1), (2**40 + 1, 1), 16),
     Case("far_pointwise", (1, 4, 6, 7), (4, 4, 1, 1), (2**61, 2**61), (2**61, 2**61, 2**61, 2**61)),
 ]
 
@@ -219,7 +222,7 @@ PADDED = [
 def test_padded_sizes_beyond_32_bits(case, memory_format):
     x, w, y = (integers(size).contiguous(memory_format=memory_format) for size in (case.x, case.w, case.y))
     wanted = by_hand(case, x, w, y)
-    assert any(want.any() for want in wanted), "a window that meets the input"
+    assert all(want.any() for want in wanted), "windows that meet the input"
     for dtype in torch.float64, torch.float32, torch.bfloat16:
         operands = [tensor.to(dtype) for tensor in (x, w, y)]
         for row in ROWS:
