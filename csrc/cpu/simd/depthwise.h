@@ -3,10 +3,11 @@
 
 namespace slab {
 
-// Whether the addresses of all windows can be computed, those of windows far beyond the input included.
+// Whether the addresses of all windows can be computed, those of windows far beyond the input included: no further off
+// than addresses reach.
 inline bool has_addresses(const Axis& axis, int64_t stride) {
   const double reach = std::abs(double(axis.pad)) + axis.in + double(axis.dilation) * axis.kernel + axis.stride;
-  return reach * std::abs(double(stride)) < 1e18;
+  return reach * std::abs(double(stride)) < 1e12;
 }
 
 // Whether pixels of x are whole vectors, one for each vector of y.
