@@ -36,11 +36,18 @@ AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2, to
 FLOPS_OF_ERRORS = 4e9
 
 
-def operands(layer: Layer, dtype: torch.dtype) -> Operands:
+class DisagreementError(Exception):
+    """A result of ours is not torch's: its time means nothing."""
+
+
+def operands(layer: Layer, dtype: torch.dtype, device: str = "cpu") -> Operands:
     """x, w and dy: standard normal numbers, and weights that keep the variance."""
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.promote_types(dtype, torch.float32)
-    x, w, dy = (torch.randn(size, generator=generator, dtype=wide) for size in (layer.x, layer.w, layer.y))
+    options = {
+        "generator": torch.Generator(device).manual_seed(0),
+        "dtype": torch.promote_types(dtype, torch.float32),
+        "device": device,
+    }
+    x, w, dy = (torch.randn(size, **options) for size in (layer.x, layer.w, layer.y))
     fan_in = w[0].numel()
     return x.to(dtype), (w / fan_in**0.5).to(dtype), dy.to(dtype)
 
@@ -101,14 +108,14 @@ def implementations(op: str, layer: Layer, tensors: Operands, forced: str | None
     return found
 
 
-def check_agreement(op: str, layer: Layer, results: dict[str, Tensor]) -> None:
+def check_agreement(op: str, layer: Layer, results: dict[str, Tensor], limit: float | None = None) -> None:
     wanted = results["torch_nchw"]
     for name, result in results.items():
         difference = measure.relative_error(result, wanted)
-        if not difference <= AGREEMENT[wanted.dtype]:
+        if not difference <= (limit or AGREEMENT[wanted.dtype]):
             message = f"{layer.network} {layer.name}: {layer.label} {op}: {name} is {difference:.1e} off torch_nchw"
             if name.startswith("ours"):
-                raise SystemExit(message)
+                raise DisagreementError(message)
             print(message)  # torch contradicts itself: a figure all the same
 
 

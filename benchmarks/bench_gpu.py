@@ -6,17 +6,17 @@ torch has the better of cudnn.benchmark on and off, each in both layouts, with t
 with --deterministic, only algorithms of cuDNN that are deterministic, as torchconv's always are.
 
 A time is that of a CUDA graph which makes the call on several copies of the operands, one after the other, so large
-together that L2 holds none of them; the median over rounds in which all contestants take turns. Beside it stands the
-time of a call from Python, one after the other. "% of peak" is of what the layer could reach: the measured rate of a
-matrix product, or, where that takes longer, its bytes at the measured rate of a copy.
+together with their results that L2 holds none of them; the median over rounds in which all contestants take turns.
+Beside it stands the time of a call from Python, one after the other. "% of peak" is of what the layer could reach: the
+measured rate of a matrix product, or, where that takes longer, its bytes at the measured rate of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -36,6 +36,10 @@ Call = Callable[[], Tensor]
 BYTES_IN_TURN = 256 << 20  # of operands and result: several times the L2 of today's GPUs
 MOST_COPIES = 64
 BURST = 2e-3  # seconds that a timed run of replays lasts at least
+TF32_AGREEMENT = 5e-3  # as bench.AGREEMENT: cuDNN may round operands another way
+
+#: A thread for cudnn.benchmark off, and one for on: torch keeps cuDNN's plans for each thread, however they were found.
+PLANNERS = {benchmark: ThreadPoolExecutor(1) for benchmark in (False, True)}
 
 
 def seconds_on_gpu(run: Callable[[], object], times: int) -> float:
@@ -49,39 +53,49 @@ def seconds_on_gpu(run: Callable[[], object], times: int) -> float:
     return start.elapsed_time(end) / 1e3 / times
 
 
-def captured(calls: list[Call]) -> torch.cuda.CUDAGraph:
-    """All of them in one graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # so that cudnn.benchmark has chosen
-            calls[0]()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph
+class Contestant:
+    """Calls that do the same on copies of the same operands, in one CUDA graph."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls  # they hold their operands, which the graph reads
+        self.result = calls[0]()
+        self.eager_ms = eager_ms(calls[0])
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            self.graph.capture_begin()
+            self.results = [call() for call in calls]  # each in memory of its own, as long as all are held
+            self.graph.capture_end()
+
+    def seconds(self, replays: int) -> float:
+        """Of one call."""
+        return seconds_on_gpu(self.graph.replay, replays) / len(self.calls)
 
 
-def take_turns(graphs: Mapping[str, torch.cuda.CUDAGraph], calls: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of one of so many calls of each graph: the median over rounds A B C, B C A, ..."""
+def planned_by_cudnn(benchmark: bool, calls: list[Call]) -> Contestant:
+    torch.backends.cudnn.benchmark = benchmark
+    return PLANNERS[benchmark].submit(torch.no_grad()(lambda: Contestant(calls))).result()
+
+
+def take_turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, float]:
+    """Milliseconds of one call of each: the median over rounds A B C, B C A, ..."""
     replays = {}
-    for name, graph in graphs.items():
-        graph.replay()
-        replays[name] = max(1, round(BURST / seconds_on_gpu(graph.replay, 3)))
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    order = list(graphs)
+    for name, contestant in contestants.items():
+        contestant.seconds(1)
+        replays[name] = max(1, round(BURST / contestant.seconds(3) / len(contestant.calls)))
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
     for _ in range(rounds):
         for name in order:
-            samples[name].append(seconds_on_gpu(graphs[name].replay, replays[name]) / calls)
+            samples[name].append(contestants[name].seconds(replays[name]))
         order.append(order.pop(0))
     return {name: 1e3 * median(values) for name, values in samples.items()}
 
 
-def eager_ms(call: Call, calls: int = 50) -> float:
+def eager_ms(call: Call, calls: int = 20) -> float:
     """Milliseconds of a call from Python, when many follow one another."""
-    call()
+    for _ in range(3):
+        call()
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(calls):
@@ -93,15 +107,6 @@ def eager_ms(call: Call, calls: int = 50) -> float:
 def copies(layer: Layer, tensors: bench.Operands) -> list[bench.Operands]:
     count = -(-BYTES_IN_TURN // layer.bytes(tensors[0].element_size()))
     return [tuple(t.clone() for t in tensors) for _ in range(min(MOST_COPIES, max(1, count)))]  # type: ignore[misc]
-
-
-@contextmanager
-def cudnn_benchmark(on: bool) -> Iterator[None]:
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def attainable(layer: Layer, dtype: torch.dtype, machine: Mapping[str, Any]) -> float:
@@ -116,23 +121,19 @@ def measure_layer(
     op: str, layer: Layer, tensors: bench.Operands, rounds: int, implementation: str | None, machine: dict[str, Any]
 ) -> tuple[LayerTimes, dict[str, float]]:
     """The times in graphs, and those of calls from Python."""
-    graphs, eager, results = {}, {}, {}
-    count = 0
+    contestants = {}
     for layout in LAYOUTS:
         operands = copies(layer, bench.arranged(tensors, layout))
-        count = len(operands)
-        ours = [bench.our_call(op, layer, each, implementation) for each in operands]
-        results[f"ours_{layout}"], eager[f"ours_{layout}"] = ours[0](), eager_ms(ours[0])
-        graphs[f"ours_{layout}"] = captured(ours)
-        theirs = [bench.torch_call(op, layer, each) for each in operands]
-        results[f"torch_{layout}"] = theirs[0]()
-        for benchmark in (False, True):
-            with cudnn_benchmark(benchmark):
-                eager[f"torch_{layout}_{benchmark}"] = eager_ms(theirs[0])
-                graphs[f"torch_{layout}_{benchmark}"] = captured(theirs)
-    bench.check_agreement(op, layer, {name: results[name] for name in measure.CONTESTANTS})
+        contestants[f"ours_{layout}"] = Contestant(
+            [bench.our_call(op, layer, each, implementation) for each in operands]
+        )
+        for benchmark in PLANNERS:
+            theirs = [bench.torch_call(op, layer, each) for each in operands]
+            contestants[f"torch_{layout}_{benchmark}"] = planned_by_cudnn(benchmark, theirs)
+    results = {name: contestants[name if "ours" in name else f"{name}_False"].result for name in measure.CONTESTANTS}
+    bench.check_agreement(op, layer, results, TF32_AGREEMENT if machine["float32"] == "tf32" else None)
     errors = bench.errors(op, layer, tensors, results, "auto")
-    ms = take_turns(graphs, count, rounds)
+    ms = take_turns(contestants, rounds)
 
     def better(times: Mapping[str, float]) -> dict[str, float]:
         torchs = {f"torch_{name}": min(times[f"torch_{name}_{on}"] for on in (False, True)) for name in LAYOUTS}
@@ -146,7 +147,7 @@ def measure_layer(
         error_ours=errors.get("ours"), implementation=bench.implementations(op, layer, tensors, implementation),
         scratch=None,
     )  # fmt: skip
-    return result, better(eager)
+    return result, better({name: contestant.eager_ms for name, contestant in contestants.items()})
 
 
 def copy_rate() -> float:
@@ -192,17 +193,23 @@ def main() -> None:
         measure.say(f"{name:16} {value}")
     measure.say("\n" + report.HEADER)
 
-    results, ratios_of_calls = [], []
+    results, ratios_of_calls, wrong = [], [], []
+    layers = bench.select_layers(arguments)
     with torch.no_grad():
-        for layer in bench.select_layers(arguments):
+        for done, layer in enumerate(layers):
             if time.monotonic() - start > arguments.seconds:
-                measure.say("the time is up: the layers that remain were not measured")
+                measure.say(f"the time is up: {done} of {len(layers)} layers were measured")
                 break
-            x, w, dy = (tensor.cuda() for tensor in bench.operands(layer, dtype))
+            tensors = bench.operands(layer, dtype, "cuda")
             for op in arguments.op:
-                result, eager = measure_layer(
-                    op, layer, (x, w, dy), arguments.rounds, arguments.implementation, machine
-                )
+                try:
+                    result, eager = measure_layer(
+                        op, layer, tensors, arguments.rounds, arguments.implementation, machine
+                    )
+                except bench.DisagreementError as disagreement:
+                    wrong.append(str(disagreement))
+                    measure.say(wrong[-1])
+                    continue
                 results.append(result)
                 ratios_of_calls.append(measure.Times(ms=eager, faults={}).ratio)
                 measure.say(
@@ -218,6 +225,8 @@ def main() -> None:
         from plot import plot  # matplotlib takes its time
 
         plot(arguments.plot, results, machine)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 if __name__ == "__main__":

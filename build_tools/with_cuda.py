@@ -6,6 +6,8 @@ does, and the CUDA runtime is linked into it: so it is built, and can be importe
 
 import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,18 @@ from torch.utils import cpp_extension
 
 
 def toolkit() -> Path | None:
-    """The folder of the CUDA toolkit, if there is one. A torch without CUDA does not look for it."""
-    home = os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME
-    return Path(home) if home and (Path(home) / "bin" / "nvcc").exists() else None
+    """The folder of the CUDA toolkit, if there is one."""
+    home = os.environ.get("CUDA_HOME") or home_of_nvcc() or "/usr/local/cuda"
+    return Path(home) if (Path(home) / "bin" / "nvcc").exists() else None
+
+
+def home_of_nvcc() -> str | None:
+    """Where the nvcc on PATH says it is: it may be a script that calls another one."""
+    if not shutil.which("nvcc"):
+        return None
+    said = subprocess.run(["nvcc", "--dryrun", "none.cu"], capture_output=True, text=True).stderr
+    bin_folder = re.search(r"^#\$ _HERE_=(.+)$", said, re.MULTILINE)
+    return str(Path(bin_folder[1]).parent) if bin_folder else None
 
 
 def is_wanted() -> bool:

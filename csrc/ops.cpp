@@ -1,9 +1,7 @@
 // The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
 #include "operators.h"
-#ifdef TORCHCONV_CUDA
-#include "cuda/device.h"
-#endif
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -64,18 +62,15 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) {
     if (!tensor.is_cuda()) return;
-#ifdef TORCHCONV_CUDA
-    guard_.emplace(tensor.get_device_index());
-#else
+#ifndef TORCHCONV_CUDA
     throw std::runtime_error(
         "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
 #endif
+    guard_.emplace(tensor.get_device_index());
   }
 
  private:
-#ifdef TORCHCONV_CUDA
-  std::optional<cuda::OnDevice> guard_;
-#endif
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 
 // Puts a new tensor like `like` into `result`.

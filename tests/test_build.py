@@ -70,6 +70,21 @@ def test_a_missing_toolkit_is_named(tmp_path):
         assert run_setup(TORCHCONV_CUDA=wanted, CUDA_HOME=str(tmp_path)).returncode == 0
 
 
+def test_nvcc_says_where_the_toolkit_is(tmp_path, monkeypatch):
+    home = tmp_path / "toolkit"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").touch()
+    script = tmp_path / "nvcc"
+    script.write_text(f"#!/bin/sh\necho '#$ _HERE_={home}/bin' >&2\n")
+    script.chmod(0o755)
+    with_cuda = load("with_cuda")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert with_cuda.toolkit() == home
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert with_cuda.toolkit() is None
+
+
 def test_architectures_that_are_none_are_refused(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()

@@ -1,14 +1,11 @@
-// The current device and stream as torch knows them. The functions are torch's, in its C interface, and weak: beside a
-// torch for the CPU alone the extension loads as well, and nothing calls them.
+// The current stream and scratch memory as torch has them, by functions of its C interface
+// (torch/csrc/inductor/aoti_torch/c/shim.h). They are not linked, but looked up in the library that torch has loaded:
+// so the extension loads beside a torch for the CPU alone, too.
 #include "device.h"
 #include "launch.cuh"
 #include "rows.cuh"
 
-extern "C" {
-__attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
-__attribute__((weak)) int32_t aoti_torch_cuda_caching_allocator_raw_alloc(uint64_t bytes, void** data);
-__attribute__((weak)) int32_t aoti_torch_cuda_caching_allocator_raw_delete(void* data);
-}
+#include <dlfcn.h>
 
 namespace torchconv::cuda {
 
@@ -18,41 +15,36 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(error));
 }
 
-int current_device() {
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  return device;
+// A function of torch's that returns 0 if all is well.
+template <class... Arguments>
+auto torchs(const char* name) {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* function = library ? dlsym(library, name) : nullptr;
+  if (!function) throw std::runtime_error(std::string("this torch has no ") + name);
+  return reinterpret_cast<int32_t (*)(Arguments...)>(function);
 }
 
 }  // namespace
 
-OnDevice::OnDevice(int index) : before_(current_device()) {
-  if (index == before_) {
-    before_ = -1;
-  } else {
-    check(cudaSetDevice(index), "cudaSetDevice");
-  }
-}
-
-OnDevice::~OnDevice() {
-  if (before_ >= 0) cudaSetDevice(before_);
-}
-
 void* current_stream() {
+  static const auto get = torchs<int32_t, void**>("aoti_torch_get_current_cuda_stream");
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
   void* stream = nullptr;
-  if (!aoti_torch_get_current_cuda_stream || aoti_torch_get_current_cuda_stream(current_device(), &stream) != 0)
-    throw std::runtime_error("this torch has no current CUDA stream");
+  if (get(device, &stream) != 0) throw std::runtime_error("torch has no current stream");
   return stream;
 }
 
 Scratch::Scratch(int64_t bytes) {
-  if (bytes == 0) return;
-  if (!aoti_torch_cuda_caching_allocator_raw_alloc || aoti_torch_cuda_caching_allocator_raw_alloc(bytes, &data_) != 0)
+  static const auto allocate = torchs<uint64_t, void**>("aoti_torch_cuda_caching_allocator_raw_alloc");
+  if (bytes > 0 && allocate(bytes, &data_) != 0)
     throw std::runtime_error("cannot allocate " + std::to_string(bytes) + " bytes of scratch memory on the GPU");
 }
 
 Scratch::~Scratch() {
-  if (data_) aoti_torch_cuda_caching_allocator_raw_delete(data_);
+  if (!data_) return;
+  static const auto free = torchs<void*>("aoti_torch_cuda_caching_allocator_raw_delete");
+  free(data_);
 }
 
 bool has_sm80() {

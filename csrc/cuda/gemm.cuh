@@ -67,10 +67,11 @@ class VectorReader {
   // The next tile.
   DEVICE void begin(const Lines<T>& tile) {
     const Gather& x = product_.x;
-    const int dh = at_.a * x.dilation_h, dw = at_.b * x.dilation_w;
+    const bool inside = at_.a < x.R;
+    const int dh = inside ? at_.a * x.dilation_h : 0, dw = at_.b * x.dilation_w;
     const int64_t offset = x.offset(at_);
     UNROLL (int i = 0; i < count; ++i) {
-      const bool valid = at_.a < x.R && x.contains(windows_[i].h + dh, windows_[i].w + dw);
+      const bool valid = inside && x.contains(windows_[i].h + dh, windows_[i].w + dw);
       ptx::copy_async(tile.vector(row(i), threadIdx.x % 4), valid ? x_ + windows_[i].offset + offset : x_, valid);
     }
     x.columns.advance(at_);

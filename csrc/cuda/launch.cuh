@@ -50,7 +50,8 @@ void launch(const char* name, const Conv& conv, void (*kernel)(Parameters...), i
                                ")");
   };
   if (blocks == 0) return;
-  if (shared > 48 << 10) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  // By default a kernel may have 48 KiB in all, those included that it declares itself.
+  if (shared > 0) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   [&](Parameters... values) {
     void* addresses[] = {const_cast<void*>(static_cast<const void*>(&values))...};
     check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
