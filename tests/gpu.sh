@@ -39,7 +39,7 @@ trap 'rm -rf "$away"' EXIT
 cp -r tests benchmarks pyproject.toml "$away"
 cd "$away"
 say machine 60 bash -c "nvidia-smi --query-gpu=name,driver_version --format=csv; $python -m torchconv"
-gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))")
+gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name().lower().replace(' ', '-'))") || exit 1
 
 if [[ $steps == *tests* ]]; then
   parallel=$("$python" -c "import xdist" 2> /dev/null && echo "-n 8")
