@@ -20,13 +20,13 @@ void launch_correlate(const Correlation& conv, Product product, const typename M
   using T = typename Math::Number;
   product.packed_rows = divide_up(product.K, BN) * BN;
   product.packed_columns = divide_up(product.x.width(), depth<T>) * depth<T>;
-  const Scratch packed(product.packed_size() * sizeof(T));
+  const Scratch packed(product.packed_size() * sizeof(T)), taps(product.tap_count<T>() * sizeof(Tap));
   launch("pack_weights", conv, pack_weights<T>,
          std::min(divide_up(product.packed_size(), threads), 8 * blocks_of_device), threads, 0, product, w,
-         packed.as<T>());
+         packed.as<T>(), taps.as<Tap>());
   launch("correlate", conv, correlate<Math, Reader, BN>,
          divide_up(product.pixels, tile_rows) * (product.packed_rows / BN) * product.groups, threads,
-         Shared<Math, BN>::bytes, product, x, packed.as<T>(), y);
+         Shared<Math, BN>::bytes, product, x, packed.as<T>(), taps.as<Tap>(), y);
 }
 
 template <class Math, template <class> class Reader>
@@ -48,7 +48,7 @@ void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y
     const auto *x = static_cast<const T*>(x_), *w = static_cast<const T*>(w_) + part.w_offset;
     T* y = static_cast<T*>(y_) + part.y_offset;
     Product product{};
-    product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x, depth<T>);
+    product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
     product.P = conv.rows.out, product.Q = conv.cols.out, product.K = conv.K_per_group(), product.groups = conv.groups;
     product.pixels = conv.N * conv.rows.out * conv.cols.out;
     product.y = conv.y, product.w = conv.w, product.w_group = conv.w_group;
@@ -93,10 +93,11 @@ void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) 
   auto* w = static_cast<T*>(w_);
   WeightProduct product{};
   const Axis rows{conv.rows.out, 1, conv.rows.out, 1, 1, 0}, cols{conv.cols.out, 1, conv.cols.out, 1, 1, 0};
-  product.y = gather(rows, cols, conv.K_per_group(), conv.y, 1);
-  product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x, 1);
+  product.y = gather(rows, cols, conv.K_per_group(), conv.y);
+  product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
   product.groups = conv.groups;
   product.pixels = counter(conv.rows.out, conv.cols.out, depth<T>);
+  product.y_walk = walk(product.y, product.pixels), product.x_walk = walk(product.x, product.pixels);
   product.pixel_count = conv.N * conv.rows.out * conv.cols.out;
   product.w = conv.w;
   constexpr int BN = sizeof(T) < 8 ? 128 : 64;

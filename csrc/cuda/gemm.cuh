@@ -24,6 +24,11 @@ struct Product {
   Epilogue epilogue;
 
   HOST_DEVICE int64_t packed_size() const { return groups * packed_rows * packed_columns; }
+  // Of a list that has one tap for each packed column, and a tile of them behind.
+  template <class T>
+  HOST_DEVICE int64_t tap_count() const {
+    return packed_columns + depth<T>;
+  }
 };
 
 // Which pixels, channels and group a block makes. Blocks of the same pixels follow one another: they read them from L2.
@@ -57,24 +62,24 @@ class VectorReader {
   static constexpr int count = tile_rows * 4 / threads;
 
  public:
-  DEVICE VectorReader(const Product& product, const T* x, const Place& place)
-      : product_(product), x_(x + int64_t(place.group) * product.x.C * product.x.x.c) {
+  DEVICE VectorReader(const Product& product, const T* x, const Tap* taps, const Place& place)
+      : product_(product),
+        x_(x + int64_t(place.group) * product.x.C * product.x.x.c),
+        taps_(taps + threadIdx.x % 4 * vector_size<T>),
+        tap_(*taps_) {
     UNROLL (int i = 0; i < count; ++i)
       windows_[i] = window(product.x, place.pixel + row(i), product.pixels, product.P, product.Q);
-    at_ = product.x.columns.digits(threadIdx.x % 4 * vector_size<T>);
   }
 
-  // The next tile.
+  // The next tile. Its tap was read a tile before.
   DEVICE void begin(const Lines<T>& tile) {
-    const Gather& x = product_.x;
-    const bool inside = at_.a < x.R;
-    const int dh = inside ? at_.a * x.dilation_h : 0, dw = at_.b * x.dilation_w;
-    const int64_t offset = x.offset(at_);
     UNROLL (int i = 0; i < count; ++i) {
-      const bool valid = inside && x.contains(windows_[i].h + dh, windows_[i].w + dw);
-      ptx::copy_async(tile.vector(row(i), threadIdx.x % 4), valid ? x_ + windows_[i].offset + offset : x_, valid);
+      const Window& at = windows_[i];
+      ptx::copy_async(tile.vector(row(i), threadIdx.x % 4), x_ + at.offset + tap_.offset,
+                      product_.x.contains(at.h + tap_.h, at.w + tap_.w));
     }
-    x.columns.advance(at_);
+    taps_ += depth<T>;
+    tap_ = *taps_;
   }
   DEVICE void end(const Lines<T>&) {}
 
@@ -83,34 +88,33 @@ class VectorReader {
 
   const Product& product_;
   const T* x_;
+  const Tap* taps_;
+  Tap tap_;
   Window windows_[count];
-  Digits at_;
 };
 
-// The same element by element, for any layout and number of channels: neighbouring threads take neighbouring pixels.
+// The same element by element, for any layout and number of channels: neighbouring threads take neighbouring pixels,
+// and all of a warp the same tap.
 // The elements wait in registers while the tile before them is multiplied.
 template <class T>
 class NumberReader {
   static constexpr int count = tile_rows * 4 / threads, V = vector_size<T>;
 
  public:
-  DEVICE NumberReader(const Product& product, const T* x, const Place& place)
-      : product_(product), x_(x + int64_t(place.group) * product.x.C * product.x.x.c) {
-    window_ = window(product.x, place.pixel + threadIdx.x % tile_rows, product.pixels, product.P, product.Q);
-    UNROLL (int i = 0; i < count; ++i) at_[i] = product.x.columns.digits(vector(i) * V);
+  DEVICE NumberReader(const Product& product, const T* x, const Tap* taps, const Place& place)
+      : product_(product), taps_(taps + vector(0) * V) {
+    const Window at = window(product.x, place.pixel + threadIdx.x % tile_rows, product.pixels, product.P, product.Q);
+    h_ = at.h, w_ = at.w;
+    first_ = x + int64_t(place.group) * product.x.C * product.x.x.c + at.offset;
   }
 
   DEVICE void begin(const Lines<T>&) {
-    const Gather& x = product_.x;
-    UNROLL (int i = 0; i < count; ++i) {
-      Digits at = at_[i];
+    UNROLL (int i = 0; i < count; ++i)
       UNROLL (int e = 0; e < V; ++e) {
-        const bool valid = at.a < x.R && x.contains(window_.h + at.a * x.dilation_h, window_.w + at.b * x.dilation_w);
-        held_[i].at[e] = valid ? x_[window_.offset + x.offset(at)] : T(0);
-        x.columns.increment(at);
+        const Tap tap = taps_[i * step * V + e];
+        held_[i].at[e] = product_.x.contains(h_ + tap.h, w_ + tap.w) ? first_[tap.offset] : T(0);
       }
-      x.columns.advance(at_[i]);
-    }
+    taps_ += depth<T>;
   }
   DEVICE void end(const Lines<T>& tile) {
     UNROLL (int i = 0; i < count; ++i)
@@ -121,12 +125,13 @@ class NumberReader {
   struct alignas(16) Held {
     T at[V];
   };
-  DEVICE static int vector(int i) { return threadIdx.x / tile_rows + i * (threads / tile_rows); }
+  static constexpr int step = threads / tile_rows;
+  DEVICE static int vector(int i) { return threadIdx.x / tile_rows + i * step; }
 
   const Product& product_;
-  const T* x_;
-  Window window_;
-  Digits at_[count];
+  const Tap* taps_;
+  const T* first_;
+  int h_, w_;
   Held held_[count];
 };
 
@@ -135,19 +140,24 @@ template <class T, int BN>
 class WeightReader {
  public:
   DEVICE WeightReader(const Product& product, const T* packed, const Place& place)
-      : from_(packed + (place.group * product.packed_rows + place.channel + threadIdx.x / 4) * product.packed_columns +
-              threadIdx.x % 4 * vector_size<T>),
-        step_(threads / 4 * product.packed_columns) {}
+      : product_(product),
+        from_(packed + (place.group * product.packed_rows + place.channel + threadIdx.x / 4) * product.packed_columns +
+              threadIdx.x % 4 * vector_size<T>) {}
 
   DEVICE void begin(const Lines<T>& tile) {
-    UNROLL (int line = threadIdx.x / 4, i = 0; line < BN; line += threads / 4, ++i)
-      ptx::copy_async(tile.vector(line, threadIdx.x % 4), from_ + i * step_, true);
+    UNROLL (int i = 0; i < count; ++i) {
+      const int line = threadIdx.x / 4 + i * (threads / 4);
+      if (BN >= threads / 4 || line < BN)
+        ptx::copy_async(tile.vector(line, threadIdx.x % 4), from_ + i * (threads / 4) * product_.packed_columns, true);
+    }
     from_ += depth<T>;
   }
 
  private:
+  static constexpr int count = (BN * 4 + threads - 1) / threads;
+
+  const Product& product_;
   const T* from_;
-  int64_t step_;
 };
 
 // Writes the sums of a block, which wait in shared memory: [pixel][channel].
@@ -194,7 +204,7 @@ struct Shared {
 
 template <class Math, template <class> class Reader, int BN>
 KERNEL(threads, Math::blocks)
-correlate(const Product product, const typename Math::Number* x, const typename Math::Number* packed,
+correlate(const Product product, const typename Math::Number* x, const typename Math::Number* packed, const Tap* taps,
           typename Math::Number* y) {
   using T = typename Math::Number;
   using Sum = typename Math::Sum;
@@ -212,7 +222,7 @@ correlate(const Product product, const typename Math::Number* x, const typename 
                              pixel % product.Q * product.y.w;
   }
 
-  Reader<T> reader(product, x, at);
+  Reader<T> reader(product, x, taps, at);
   WeightReader<T, BN> weights(product, packed, at);
   const auto x_tile = [&](int stage) { return Lines<T>{reinterpret_cast<T*>(memory + stage * Shared::stage_bytes)}; };
   const auto w_tile = [&](int stage) {
@@ -248,21 +258,22 @@ correlate(const Product product, const typename Math::Number* x, const typename 
     waiting[(Part::row(warp) + row) * pitch + Part::column(warp) + column] = sum;
   });
   __syncthreads();
-  store<T, Sum, BN>(product, at, waiting, pitch, offsets, y);
+  store<T, Sum, BN>(product, place<BN>(product), waiting, pitch, offsets, y);  // not `at`: that took registers
 }
 
-// packed[group][channel][r s c], with zeros around.
+// packed[group][channel][r s c], with zeros around; and the taps of its columns.
 template <class T>
 KERNEL(threads, 1)
-pack_weights(const Product product, const T* w, T* packed) {
+pack_weights(const Product product, const T* w, T* packed, Tap* taps) {
   const Gather& x = product.x;
-  for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < product.packed_size();
-       i += int64_t(gridDim.x) * threads) {
+  const int64_t first = int64_t(blockIdx.x) * threads + threadIdx.x, step = int64_t(gridDim.x) * threads;
+  for (int64_t i = first; i < product.template tap_count<T>(); i += step) taps[i] = x.tap(i);
+  for (int64_t i = first; i < product.packed_size(); i += step) {
     const int64_t column = i % product.packed_columns, row = i / product.packed_columns % product.packed_rows,
                   group = i / product.packed_columns / product.packed_rows;
     T value(0);
     if (row < product.K && column < x.width()) {
-      const Digits at = x.columns.digits(column);
+      const Digits at = x.product(column);
       value =
           w[group * product.w_group + row * product.w.n + at.a * product.w.h + at.b * product.w.w + at.c * product.w.c];
     }

@@ -9,8 +9,24 @@
 
 namespace torchconv::cuda {
 
+// From the first element of a pixel's window to that of the pixel a tile further.
+struct Walk {
+  int64_t step, row, image;  // the last two: what is added, if that pixel is in another row, in another image
+
+  HOST_DEVICE int64_t of(const Counter::Carries& carries) const {
+    return step + (carries.b ? row : 0) + (carries.a ? image : 0);
+  }
+};
+
+inline Walk walk(const Gather& from, const Counter& pixels) {
+  const uint64_t n = from.x.n, h = from.stride_h * from.x.h, w = from.stride_w * from.x.w;  // overflows do no harm
+  return {int64_t(pixels.step.a * n + pixels.step.b * h + pixels.step.c * w), int64_t(h - pixels.c_end * w),
+          int64_t(n - pixels.b_end * h)};
+}
+
 struct WeightProduct {
   Gather y, x;  // y: windows of one tap, K channels
+  Walk y_walk, x_walk;
   int groups;
   Counter pixels;   // (n, p, q), a tile at a time
   int pixel_count;  // of all
@@ -31,39 +47,37 @@ class ColumnReader {
  public:
   using Tile = Columns<T, width>;
 
-  // The columns of the tile from `column` on, and the pixels in [pixel, end).
-  DEVICE ColumnReader(const Gather& from, const Counter& counter, const T* data, int group, int column, int pixel,
-                      int end)
-      : from_(from), counter_(counter), data_(data + int64_t(group) * from.C * from.x.c) {
+  // The columns of the tile from `column` on, whose taps are put into `taps`, and the pixels in [pixel, end).
+  DEVICE ColumnReader(const Gather& from, const Walk& walk, const Counter& counter, const T* data, Tap* taps, int group,
+                      int column, int pixel, int end)
+      : from_(from), walk_(walk), counter_(counter), taps_(taps) {
+    for (int i = threadIdx.x; i < width; i += threads) taps[i] = from.tap(column + i);
     UNROLL (int i = 0; i < pixels; ++i) {
-      pixel_[i] = counter.digits(pixel + row(i));
-      left_[i] = end - pixel - row(i);
+      Pixel& at = pixels_[i];
+      at.digits = counter.digits(pixel + row(i));
+      at.left = end - pixel - row(i);
+      at.first =
+          data + int64_t(group) * from.C * from.x.c + at.digits.a * from.x.n + h(at) * from.x.h + w(at) * from.x.w;
     }
-    UNROLL (int i = 0; i < count; ++i) column_[i] = from.columns.digits(column + vector(i) * V);
   }
 
   DEVICE void begin(const Tile& tile) {
     UNROLL (int i = 0; i < count; ++i) {
-      const Digits& pixel = pixel_[vectors ? i : 0];
-      const bool inside = left_[vectors ? i : 0] > 0;
-      const int h = pixel.b * from_.stride_h - from_.pad_h, w = pixel.c * from_.stride_w - from_.pad_w;
-      const T* first = data_ + pixel.a * from_.x.n + h * from_.x.h + w * from_.x.w;
-      Digits at = column_[i];
-      const auto valid = [&] {
-        return inside && at.a < from_.R && from_.contains(h + at.a * from_.dilation_h, w + at.b * from_.dilation_w);
-      };
+      const Pixel& at = pixels_[vectors ? i : 0];
+      const auto valid = [&](const Tap& tap) { return at.left > 0 && from_.contains(h(at) + tap.h, w(at) + tap.w); };
       if constexpr (vectors) {
-        ptx::copy_async(tile.vector(row(i), vector(i)), valid() ? first + from_.offset(at) : data_, valid());
+        const Tap& tap = taps_[vector(i) * V];
+        ptx::copy_async(tile.vector(row(i), vector(i)), at.first + tap.offset, valid(tap));
       } else {
         UNROLL (int e = 0; e < V; ++e) {
-          held_[i].at[e] = valid() ? first[from_.offset(at)] : T(0);
-          from_.columns.increment(at);
+          const Tap& tap = taps_[vector(i) * V + e];
+          held_[i].at[e] = valid(tap) ? at.first[tap.offset] : T(0);
         }
       }
     }
     UNROLL (int i = 0; i < pixels; ++i) {
-      counter_.advance(pixel_[i]);
-      left_[i] -= depth<T>;
+      pixels_[i].first += walk_.of(counter_.advance(pixels_[i].digits));
+      pixels_[i].left -= depth<T>;
     }
   }
   DEVICE void end(const Tile& tile) {
@@ -82,12 +96,19 @@ class ColumnReader {
     return vectors ? threadIdx.x % per_pixel : threadIdx.x / depth<T> + i * (threads / depth<T>);
   }
 
+  struct Pixel {
+    Digits digits;
+    int left;  // pixels of the chunk, from this one on
+    const T* first;
+  };
+  DEVICE int h(const Pixel& at) const { return at.digits.b * from_.stride_h - from_.pad_h; }
+  DEVICE int w(const Pixel& at) const { return at.digits.c * from_.stride_w - from_.pad_w; }
+
   const Gather& from_;
+  const Walk& walk_;
   const Counter& counter_;
-  const T* data_;
-  Digits pixel_[pixels];
-  int left_[pixels];
-  Digits column_[count];
+  const Tap* taps_;
+  Pixel pixels_[pixels];
   Held held_[count];
 };
 
@@ -105,6 +126,7 @@ correlate_weight(const WeightProduct product, const typename Math::Number* y, co
   using Part = WarpTile<BN>;
   constexpr int stage_bytes = YTile::bytes() + XTile::bytes();
   SHARED_MEMORY(memory);
+  SHARED Tap y_taps[tile_rows], x_taps[BN];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int64_t block = blockIdx.x;
   const int column = block % product.columns * BN, row = block / product.columns % product.rows * tile_rows;
@@ -113,8 +135,9 @@ correlate_weight(const WeightProduct product, const typename Math::Number* y, co
   const int chunk = block / product.groups, first = chunk * product.chunk_pixels,
             end_pixel = min(first + product.chunk_pixels, product.pixel_count);
 
-  YReader y_reader(product.y, product.pixels, y, group, row, first, end_pixel);
-  XReader x_reader(product.x, product.pixels, x, group, column, first, end_pixel);
+  YReader y_reader(product.y, product.y_walk, product.pixels, y, y_taps, group, row, first, end_pixel);
+  XReader x_reader(product.x, product.x_walk, product.pixels, x, x_taps, group, column, first, end_pixel);
+  __syncthreads();  // the taps are there
   const auto y_tile = [&](int stage) { return YTile{reinterpret_cast<T*>(memory + stage * stage_bytes)}; };
   const auto x_tile = [&](int stage) {
     return XTile{reinterpret_cast<T*>(memory + stage * stage_bytes + YTile::bytes())};
@@ -154,7 +177,7 @@ add_chunks(const WeightProduct product, const Sum* sums_of_chunks, T* w) {
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     Sum sum = 0;
     for (int chunk = 0; chunk < product.chunks; ++chunk) sum += sums_of_chunks[chunk * count + i];
-    const Digits at = product.x.columns.digits(i % product.x.width());
+    const Digits at = product.x.product(i % product.x.width());
     const int64_t k = i / product.x.width();
     w[k * product.w.n + at.c * product.w.c + at.a * product.w.h + at.b * product.w.w] = T(sum);
   }

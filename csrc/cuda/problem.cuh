@@ -8,29 +8,31 @@
 
 namespace torchconv::cuda {
 
-// A number of three digits, the last of which moves fastest: (n, p, q) of a pixel, or (r, s, c) of a product.
+// A number of three digits, the last of which moves fastest: (n, p, q) of a pixel.
 struct Digits {
   int a, b, c;
 };
 
 struct Counter {
   int b_end, c_end;
-  Digits step;  // of `advance`
+  Digits step;
 
   HOST_DEVICE Digits digits(int64_t number) const {
     return {int(number / c_end / b_end), int(number / c_end % b_end), int(number % c_end)};
   }
-  HOST_DEVICE void add(Digits& to, const Digits& what) const {
-    to.c += what.c;
-    int carry = to.c >= c_end;
-    to.c -= carry ? c_end : 0;
-    to.b += what.b + carry;
-    carry = to.b >= b_end;
-    to.b -= carry ? b_end : 0;
-    to.a += what.a + carry;
+  struct Carries {
+    bool a, b;  // into these digits
+  };
+  HOST_DEVICE Carries advance(Digits& to) const {
+    to.c += step.c;
+    const bool to_b = to.c >= c_end;
+    to.c -= to_b ? c_end : 0;
+    to.b += step.b + to_b;
+    const bool to_a = to.b >= b_end;
+    to.b -= to_a ? b_end : 0;
+    to.a += step.a + to_a;
+    return {to_a, to_b};
   }
-  HOST_DEVICE void advance(Digits& to) const { add(to, step); }
-  HOST_DEVICE void increment(Digits& to) const { add(to, {0, 0, 1}); }
 };
 
 inline Counter counter(int64_t b_end, int64_t c_end, int64_t step) {
@@ -39,6 +41,15 @@ inline Counter counter(int64_t b_end, int64_t c_end, int64_t step) {
   return counter;
 }
 
+// What a position becomes that is outside whatever tap is added to it, and a tap that no position is inside under.
+constexpr int far_outside = -(1 << 30);
+
+// From the first element of a window to another one of it.
+struct alignas(16) Tap {
+  int64_t offset;
+  int h, w;
+};
+
 // A matrix that is gathered from a tensor [n, channel, h, w]: its rows are pixels (n, p, q) of a window's positions,
 // its columns are products (r, s, c) of a window. A tensor itself is one, too, whose windows are of one tap.
 struct Gather {
@@ -46,17 +57,21 @@ struct Gather {
   int stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
   int R, S, C;  // C: channels of a group
   Strides x;    // in elements
-  Counter columns;
 
   HOST_DEVICE int width() const { return R * S * C; }
-  // From the first element of a window to the one under a tap. Positions are checked with contains().
-  HOST_DEVICE int64_t offset(const Digits& at) const {
-    return int64_t(at.a) * dilation_h * x.h + int64_t(at.b) * dilation_w * x.w + at.c * x.c;
+  HOST_DEVICE Digits product(int64_t column) const {
+    return {int(column / C / S), int(column / C % S), int(column % C)};
+  }
+  HOST_DEVICE Tap tap(int64_t column) const {
+    if (column >= width()) return {0, far_outside, far_outside};
+    const Digits at = product(column);
+    const int h = at.a * dilation_h, w = at.b * dilation_w;
+    return {h * x.h + w * x.w + at.c * x.c, h, w};
   }
   HOST_DEVICE bool contains(int h, int w) const { return unsigned(h) < unsigned(H) && unsigned(w) < unsigned(W); }
 };
 
-inline Gather gather(const Axis& rows, const Axis& cols, int64_t channels, const Strides& strides, int64_t step) {
+inline Gather gather(const Axis& rows, const Axis& cols, int64_t channels, const Strides& strides) {
   Gather all{};
   all.H = rows.in, all.W = cols.in;
   all.stride_h = rows.stride, all.stride_w = cols.stride;
@@ -64,12 +79,8 @@ inline Gather gather(const Axis& rows, const Axis& cols, int64_t channels, const
   all.pad_h = rows.pad, all.pad_w = cols.pad;
   all.R = rows.kernel, all.S = cols.kernel, all.C = channels;
   all.x = strides;
-  all.columns = counter(cols.kernel, channels, step);
   return all;
 }
-
-// What a position becomes that is outside whatever tap is added to it.
-constexpr int far_outside = -(1 << 30);
 
 // Whether positions, taps and channels fit into 32 bits, with room to add two of them.
 inline bool fits(const Axis& axis) {

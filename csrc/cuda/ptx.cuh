@@ -24,7 +24,7 @@ namespace torchconv::cuda::ptx {
 DEVICE uint32_t shared_address(const void* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
 
 // cp.async: 16 bytes from global to shared memory, both aligned; zeros where `valid` is false, and nothing is read
-// then.
+// then, wherever the address is.
 DEVICE void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(valid ? 16 : 0)

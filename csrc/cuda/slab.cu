@@ -55,7 +55,7 @@ void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y
     const auto *x = static_cast<const T*>(x_), *w = static_cast<const T*>(w_) + part.w_offset;
     T* y = static_cast<T*>(y_) + part.y_offset;
     Slab slab{};
-    slab.x = gather(conv.rows, conv.cols, G, conv.x, 1);
+    slab.x = gather(conv.rows, conv.cols, G, conv.x);
     slab.P = conv.rows.out, slab.K = conv.K;
     slab.y = conv.y, slab.w = conv.w, slab.w_group = conv.w_group;
     slab.by_channels = conv.x.c == 1;
@@ -127,7 +127,7 @@ void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) 
   const auto *x = static_cast<const T*>(x_), *y = static_cast<const T*>(y_);
   auto* w = static_cast<T*>(w_);
   SlabWeight slab{};
-  slab.x = gather(conv.rows, conv.cols, G, conv.x, 1);
+  slab.x = gather(conv.rows, conv.cols, G, conv.x);
   slab.P = conv.rows.out, slab.K = conv.K;
   slab.y = conv.y, slab.w = conv.w;
   const bool whole = conv.K % Channels<T, G, true>::V == 0;
