@@ -1,18 +1,29 @@
-// What csrc/cuda/device.cu has for a real GPU, for an emulated one, whose memory is the machine's own.
+// What csrc/cuda/device.cu has for a real GPU, for an emulated one, whose memory is the machine's own: scratch, too,
+// ends where no memory is.
 #include "../../../csrc/cuda/device.h"
 #include "../../../csrc/cuda/launch.cuh"
 #include "../../../csrc/cuda/rows.cuh"
+#include "../guarded.h"
 
-#include <cstring>
+#include <map>
+#include <memory>
 
 namespace torchconv::cuda {
 
+namespace {
+
+std::map<void*, std::unique_ptr<Guarded>> all_scratch;
+
+}  // namespace
+
 Scratch::Scratch(int64_t bytes) {
-  if (posix_memalign(&data_, 512, bytes) != 0) throw std::bad_alloc();
-  std::memset(data_, 0xff, bytes);
+  const std::array<int64_t, 4> size{1, 1, 1, (bytes + 15) / 16 * 16}, stride{0, 0, 0, 1};
+  auto memory = std::make_unique<Guarded>(size, stride, 1, true);
+  data_ = memory->data();
+  all_scratch[data_] = std::move(memory);
 }
 
-Scratch::~Scratch() { std::free(data_); }
+Scratch::~Scratch() { all_scratch.erase(data_); }
 
 bool has_sm80() { return true; }
 
