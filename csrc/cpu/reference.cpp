@@ -56,7 +56,6 @@ void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epi
   const Axis &rows = conv.rows, &cols = conv.cols;
   const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
   const auto* bias = static_cast<const T*>(epilogue.bias);
-  const auto step = [&](int64_t count) { return step_in_x(conv, count); };
 
   parallel_for(N * K * rows.out, double(c_end) * rows.kernel * cols.kernel * cols.out, [&](int64_t unit) {
     const int64_t p = unit % rows.out, k = unit / rows.out % K, n = unit / rows.out / K, group = k / k_per_group;
@@ -74,7 +73,7 @@ void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epi
           const T* x_row = x_group + h * xs.h + cols.position(q, s) * xs.w;
           const T* taps = w + k * ws.n + r * ws.h + s * ws.w;
           for (int64_t c = 0; c < c_end; ++c)
-            accumulate(sum + (q - q0), 1, taps[c * ws.c], x_row + c * xs.c, step(end - q), end - q);
+            accumulate(sum + (q - q0), 1, taps[c * ws.c], x_row + c * xs.c, step_in_x(conv, end - q), end - q);
         }
       }
       const Sum<T> b = bias ? Sum<T>(bias[k * epilogue.bias_stride]) : Sum<T>(0);
@@ -122,7 +121,6 @@ void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
   const Axis &rows = conv.rows, &cols = conv.cols;
   const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
 
-  const auto step = [&](int64_t count) { return step_in_x(conv, count); };
   const double work = double(N) * rows.out * cols.out * cols.kernel;
   parallel_for(K * c_per_group * rows.kernel, work, [&](int64_t unit) {
     const int64_t r = unit % rows.kernel, c = unit / rows.kernel % c_per_group, k = unit / rows.kernel / c_per_group;
@@ -140,7 +138,7 @@ void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
           for (int64_t p = p_begin; p < p_end; ++p) {
             const T* x_row = x + n * xs.n + channel * xs.c + rows.position(p, r) * xs.h + cols.position(q0, s) * xs.w;
             const T* y_row = y + n * ys.n + k * ys.c + p * ys.h + q0 * ys.w;
-            multiply_accumulate(sum, x_row, step(q1 - q0), y_row, ys.w, q1 - q0);
+            multiply_accumulate(sum, x_row, step_in_x(conv, q1 - q0), y_row, ys.w, q1 - q0);
           }
         for (int64_t q = q0; q < q1; ++q) total += sum[q - q0];
       }

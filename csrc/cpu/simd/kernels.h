@@ -28,7 +28,7 @@ struct Gemm {
 
 struct Winograd {
   static constexpr const char* does =
-      "3x3 kernels of stride 1, of at most 4096 channels a group, and grad_weight without dilation (else below 2^20)";
+      "3x3 kernels of stride 1, with dilations below 2^20 (in grad_weight none), of at most 4096 channels a group";
   static constexpr const char* is_for =
       "32 channels and more (16 in each of several groups) and outputs of 4x4 and more";
 

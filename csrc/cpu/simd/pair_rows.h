@@ -19,7 +19,7 @@ struct PairGemm : Gemm<Paired> {
 // Pairs are faster still for groups.
 struct WinogradOfOneGroup : Winograd {
   static constexpr const char* does =
-      "bfloat16: 3x3 kernels of stride 1, of at most 4096 channels, and grad_weight without dilation";
+      "bfloat16: 3x3 kernels of stride 1, with dilations below 2^20 (in grad_weight none), of at most 4096 channels";
   static constexpr const char* is_for = "32 channels and more in one group, and outputs of 4x4 and more";
 
   static bool suits(const Conv& conv, Op op) { return conv.groups == 1 && Winograd::suits(conv, op); }
