@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
+.PHONY: help demo test slow test-all breakages fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
 help:  ## these lines
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
 $(BIN)/.installed: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* build_tools/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,11 +20,20 @@ demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained b
 	$(BIN)/python examples/feature_maps.py --out demo
 	$(BIN)/python examples/digits.py --out demo
 
+# One process for each core, of one thread each; then the tests that need threads, alone.
+PYTEST := $(BIN)/python -m pytest
 test: $(BIN)/.installed  ## the tests but for the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads" --numprocesses auto --dist loadgroup
+	$(PYTEST) -m "threads and not slow"
 
 slow: $(BIN)/.installed  ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+test-all: test slow  ## all tests
+
+breakages: $(BIN)/.installed  ## break the kernels on purpose, one way at a time: which tests fail?
+	$(BIN)/python tests/breakages.py build
+	$(BIN)/python tests/breakages.py run
 
 SECONDS ?= 600
 SEED ?= 0

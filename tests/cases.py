@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -154,21 +155,23 @@ def torch_conv2d(x: Tensor, w: Tensor, case: Case) -> Tensor:
     return torch.nn.functional.conv2d(padded, w, None, case.stride, 0, case.dilation, case.groups)
 
 
-def expected(case: Case, x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def expected(case: Case, x: Tensor, w: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The results of the three operators, in the dtype of the arguments (float64), by torch."""
     x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
     out = torch_conv2d(x, w, case)
     dx, dw = torch.autograd.grad(out, (x, w), y)
-    return out.detach(), dx, dw
+    return {"conv2d": out.detach(), "conv2d_grad_input": dx, "conv2d_grad_weight": dw}
 
 
-def run(case: Case, x: Tensor, w: Tensor, y: Tensor, implementation: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of our three operators, made where the implementation runs, on the CPU."""
-    ops = torch.ops.torchconv
-    rest = (*case.geometry, implementation)
-    x, w, y = (on(device_of(implementation), tensor) for tensor in (x, w, y))
-    return (
-        ops.conv2d(x, w, *rest).cpu(),
-        ops.conv2d_grad_input(y, w, case.x[2:], *rest).cpu(),
-        ops.conv2d_grad_weight(x, y, case.w[2:], *rest).cpu(),
-    )
+@cache
+def integer_problem(case: Case, largest: int = 1) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Integer operands x, w, y in float64, and torch's results for them."""
+    tensors = [integers(size, largest, seed) for seed, size in enumerate((case.x, case.w, case.y))]
+    return tensors, expected(case, *tensors)
+
+
+@cache
+def normal_problem(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Normal operands x, w, y that are rounded to a dtype, and torch's results for these in float64."""
+    tensors = [normals(size, seed).to(dtype) for seed, size in enumerate((case.x, case.w, case.y))]
+    return tensors, expected(case, *(tensor.double() for tensor in tensors))

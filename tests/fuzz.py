@@ -274,7 +274,7 @@ ACTIVATIONS = {
 
 def by_torch(p: Problem, plain: list[Tensor]) -> dict[str, Tensor]:
     x, w, y, bias = plain
-    out, dx, dw = expected(p.case, x, w, y)
+    out, dx, dw = expected(p.case, x, w, y).values()
     fused = ACTIVATIONS[p.activation](out + bias[:, None, None], p.slope)
     return dict(zip(OPS, (out, dx, dw, fused), strict=True))
 

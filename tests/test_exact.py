@@ -2,78 +2,64 @@
 
 import math
 
-import pytest
+import grid
 import torch
-from cases import CASES, WIDE, arrange, device_of, expected, integers, run
+from cases import CASES, WIDE, arrange, device_of, integer_problem, integers
 from torch.autograd import gradcheck
 
 from torchconv import autograd
 
 # The largest integer up to which every integer has a number of its own.
 EXACT = {torch.float64: 2**53, torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**11}
+ROWS = [row for row in grid.ROWS if grid.is_exact(row)]
 
 
-def operands(case, largest=1):
-    return integers(case.x, largest), integers(case.w, largest, seed=1), integers(case.y, largest, seed=2)
+@grid.each([*CASES, *WIDE], ROWS)
+def test_operators_equal_torch_bit_for_bit(row, case):
+    tensors, wanted = integer_problem(case)
+    for dtype, layout in grid.variants(row, case):
+        for op, found in grid.run(case, *(arrange(tensor.to(dtype), layout) for tensor in tensors), row).items():
+            assert found.dtype == dtype
+            assert found.shape == wanted[op].shape
+            # A sum beyond the integers of a 16-bit dtype is rounded once.
+            assert case in WIDE or wanted[op].numel() == 0 or wanted[op].abs().max() <= EXACT[dtype]
+            assert torch.equal(found, wanted[op].to(dtype)), (op, dtype, layout)
 
 
-def test_operators_equal_torch_bit_for_bit(case, exact_implementation, dtype, layout):
-    x, w, y = operands(case)
-    wanted = expected(case, x, w, y)
-    found = run(case, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), exact_implementation)
-    for want, got in zip(wanted, found, strict=True):
-        assert want.numel() == 0 or want.abs().max() <= EXACT[dtype]
-        assert got.dtype == dtype
-        assert got.shape == want.shape
-        assert torch.equal(got.double(), want)
-
-
-@pytest.mark.parametrize("wide", WIDE, ids=str)
-def test_wide_shapes_equal_torch_bit_for_bit(wide, exact_implementation, layout):
-    x, w, y = operands(wide)
-    wanted = expected(wide, x, w, y)
-    for dtype in torch.float32, torch.float64, torch.bfloat16:
-        found = run(wide, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), exact_implementation)
-        for want, got in zip(wanted, found, strict=True):
-            assert torch.equal(got, want.to(dtype))  # a sum beyond what bfloat16 can say is rounded once
-
-
-def test_adjoint_identity(case, exact_implementation, dtype):
+@grid.each(CASES, ROWS)
+def test_adjoint_identity(row, case):
     """<conv(x, w), y> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>, with no error at all."""
-    tensors = operands(case)
-    x, w, y = tensors
-    out, dx, dw = (
-        result.double() for result in run(case, *(tensor.to(dtype) for tensor in tensors), exact_implementation)
-    )
-    form = (out * y).sum()
-    assert form == (x * dx).sum()
-    assert form == (w * dw).sum()
+    (x, w, y), _ = integer_problem(case)
+    other = {"conv2d": y, "conv2d_grad_input": x, "conv2d_grad_weight": w}
+    form = (other["conv2d"] * integer_problem(case)[1]["conv2d"]).sum()
+    for dtype, _ in grid.variants(row, case, layouts=["contiguous"]):
+        for op, found in grid.run(case, x.to(dtype), w.to(dtype), y.to(dtype), row).items():
+            assert (found.double() * other[op]).sum() == form, (op, dtype)
 
 
 # One evaluation per element: the cases that are small enough, and have something to perturb.
 SMALL = [case for case in CASES if 0 not in case.x and max(map(math.prod, (case.x, case.w, case.y))) <= 700]
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double")
-def test_gradcheck_with_step_one(case, exact_implementation, dtype):
+@grid.each(SMALL, [row for row in ROWS if row in grid.WIDEST], dtypes=[torch.float32, torch.bfloat16], every=True)
+def test_gradcheck_with_step_one(row, case):
     """A difference quotient of a bilinear function has no error of truncation: the fast kernels are checked as they are."""
-    geometry, device = (*case.geometry, exact_implementation), device_of(exact_implementation)
+    geometry, device = (*case.geometry, row), device_of(row)
     pairs = {
         "conv2d": (lambda x, w: autograd.conv2d(x, w, None, geometry), (case.x, case.w)),
         "grad_input": (lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), (case.y, case.w)),
         "grad_weight": (lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), (case.x, case.y)),
     }
-    for function, sizes in pairs.values():
-        inputs = [integers(size, seed=i).to(device, dtype).requires_grad_() for i, size in enumerate(sizes)]
-        assert gradcheck(function, inputs, eps=1.0, atol=0, rtol=0)
+    for dtype in {dtype for dtype, _ in grid.variants(row, case, [torch.float32, torch.bfloat16], every=True)}:
+        for function, sizes in pairs.values():
+            inputs = [integers(size, seed=i).to(device, dtype).requires_grad_() for i, size in enumerate(sizes)]
+            assert gradcheck(function, inputs, eps=1.0, atol=0, rtol=0)
 
 
 def test_one_wrong_tap_is_seen():
     """The tests above would notice a single misplaced element: the comparison itself is exact."""
     case = CASES[2]
-    x, w, y = operands(case)
+    (x, w, y), wanted = integer_problem(case)
     wrong = w.clone()
     wrong[0, 0, 0, 0] += 1
-    assert not torch.equal(run(case, x, wrong, y, None)[0], expected(case, x, w, y)[0])
+    assert not torch.equal(grid.run(case, x, wrong, y, None)["conv2d"], wanted["conv2d"])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import grid
 import pytest
 import torch
 from cases import CASES, Case, arrange, integers, normals
@@ -15,6 +16,7 @@ OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
 KERNELS = ["gemm", "planes", "slab", "winograd"]
 ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 SETS = sorted({row.split(".")[1] for row in ROWS if row.endswith("planes")})  # those that have all kernels
+FULL_ROWS = [f"cpu.{isa}.{kernel}" for isa in SETS for kernel in KERNELS]
 PAIRS = "cpu.avx512_bf16.gemm"
 
 #: Where there is nothing to convolve, the reference fills in the zeros.
@@ -108,18 +110,15 @@ def test_instruction_sets_agree(layout):
         Case("dilated_beyond", (1, 33, 5, 7), (35, 33, 3, 3), padding=(9, 8, 6, 6), dilation=(6, 5)),
         Case("many_tiles", (4, 20, 63, 90), (70, 20, 3, 3), padding=(1, 1, 1, 1)),
     ]
+    ran = set()
     for case in shapes:
+        tensors = [arrange(normals(size).float(), layout) for size in (case.x, case.w, case.y)]
         for op in OPS:
-            a, b, *rest = operands(case, op)
-            a, b = arrange(a, layout), arrange(b, layout)
-            run = getattr(torch.ops.torchconv, op)
-            results = [
-                run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.{isa}.gemm")
-                for isa in SETS
-                for kernel in KERNELS
-            ]
-            for result in results[1:]:
-                assert (result - results[0]).norm() <= 2e-6 * results[0].norm()
+            rows = [row for row in FULL_ROWS if grid.takes(row, op, case, tensors)]
+            first, *others = (grid.run_op(op, case, tensors, row) for row in rows)
+            assert all((result - first).norm() <= 2e-6 * first.norm() for result in others)
+            ran.update(rows)
+    assert ran == set(FULL_ROWS)
 
 
 #: Problems whose weights, sums or transforms would outgrow the memory that a kernel keeps per thread.
@@ -136,30 +135,27 @@ LARGE = [
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
-@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_scratch_is_bounded(case, op, layout):
-    """What does not fit into a kernel's memory is done by another row, not refused and not wrong."""
-    a, b, *rest = operands(case, op, integers)
-    a, b = arrange(a, layout), arrange(b, layout)
-    run = getattr(torch.ops.torchconv, op)
-    expected = run(a, b, *rest, *case.geometry, "cpu.reference")
-    for isa in SETS:
-        for kernel in KERNELS:
-            result = run(a, b, *rest, *case.geometry, f"cpu.{isa}.{kernel},cpu.reference")
-            assert (result - expected).norm() <= (3e-6 if kernel == "winograd" else 0) * expected.norm()
+def test_scratch_is_bounded(case, layout):
+    """A row supports what fits into its memory, and is right there; the rest is done by others. Some row does each."""
+    tensors = [arrange(integers(size).float(), layout) for size in (case.x, case.w, case.y)]
+    for op in OPS:
+        rows = [row for row in FULL_ROWS if grid.takes(row, op, case, tensors)]
+        expected = grid.run_op(op, case, tensors, "cpu.reference")
+        for row in rows:
+            result = grid.run_op(op, case, tensors, row)
+            assert (result - expected).norm() <= (0 if grid.is_exact(row) else 3e-6) * expected.norm(), (op, row)
+        assert rows
 
 
-def test_biases_of_many_groups_fit_or_are_anothers():
+def test_biases_of_many_groups_fit_or_are_left_to_the_reference():
     case = Case("many_groups", (1, 600_000, 3, 3), (600_000, 1, 3, 3), padding=(1, 1, 1, 1), groups=600_000)
     x, w = integers(case.x).float(), integers(case.w).float()
     bias = torch.arange(600_000.0)
     expected = torch.ops.torchconv.conv2d(x, w, *case.geometry, "cpu.reference") + bias[:, None, None]
-    for isa in SETS:
-        for kernel in KERNELS:
-            names = f"cpu.{isa}.{kernel},cpu.reference"
-            result = torch.ops.torchconv.conv2d_bias_act(x, w, bias, *case.geometry, implementation=names)
-            assert torch.equal(result, expected)
+    for row in FULL_ROWS:
+        result = torch.ops.torchconv.conv2d_bias_act(x, w, bias, *case.geometry, implementation=f"{row},cpu.reference")
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("channels", [1900, 3500])

@@ -1,8 +1,9 @@
 """Memory formats and strides: every tensor is read as it lies, and the result's layout is torch's."""
 
+import grid
 import pytest
 import torch
-from cases import CASES, arrange, device_of, integers, on, run
+from cases import CASES, WIDE, Case, arrange, device_of, integer_problem, integers, on
 from torch.nn import functional as F
 
 import torchconv
@@ -51,55 +52,69 @@ def test_memory_format_of_expanded_tensors_is_decided_as_torch_does(dims, x_form
     assert functional.conv2d(without_data, w.to("meta")).stride() == wanted.stride()
 
 
-def mixed_views(size):
-    """The same integers, as tensors that are anything but contiguous."""
-    base = integers(size).float()
+def mixed_views(base):
+    """The same tensor, as views that are anything but contiguous."""
+    size = base.shape
     _, c, h, w = size
     yield base.transpose(2, 3).contiguous().transpose(2, 3)
     yield base.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     yield torch.nn.functional.pad(base, (3, 2, 1, 4))[:, :, 1 : 1 + h, 3 : 3 + w]
     yield base.flip(2).contiguous().flip(2)
     yield torch.cat([base, base], 1)[:, :c]
-    yield torch.as_strided(torch.cat([torch.zeros(1), base.flatten()]), size, base.stride(), 1)
+    yield torch.as_strided(torch.cat([base.new_zeros(1), base.flatten()]), size, base.stride(), 1)
 
 
-@pytest.mark.parametrize("name", ["stride2", "awkward", "depthwise"])
-def test_any_strides(name, implementation):
-    case = next(case for case in CASES if case.name == name)
-    plain = [integers(size).float() for size in (case.x, case.w, case.y)]
-    wanted = run(case, *plain, implementation)
-    for views in zip(*(mixed_views(size) for size in (case.x, case.w, case.y)), strict=True):
-        for view, tensor in zip(views, plain, strict=True):
-            assert torch.equal(view, tensor)
-        for got, want in zip(run(case, *views, implementation), wanted, strict=True):
-            assert torch.equal(got, want)
+VIEWED = [
+    case
+    for case in (*CASES, *WIDE)
+    if case.name in ("3x3", "stride2", "awkward", "depthwise", "groups_of_4", "wide_stem")
+]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_expanded_tensors(implementation, layout, dtype):
-    """Stride 0: one image, one filter, one constant gradient (what .sum().backward() makes)."""
-    device = device_of(implementation)
-    x = integers((1, 1, 6, 6)).to(device, dtype).expand(3, 4, 6, 6)
-    w = integers((1, 4, 3, 3)).to(device, dtype).expand(5, 4, 3, 3)
-    found = functional.conv2d(x, w)
-    assert torch.equal(found, functional.conv2d(arrange(x, layout), arrange(w, layout)))
-    x, w = (arrange(t, layout).detach().requires_grad_() for t in (x, w))
-    out = functional.conv2d(x, w)
-    for got, want in zip(
-        torch.autograd.grad(out, (x, w), torch.ones(1, dtype=dtype, device=device).expand(out.shape)),
-        torch.autograd.grad(functional.conv2d(x, w), (x, w), torch.ones(out.shape, dtype=dtype, device=device)),
-        strict=True,
-    ):
-        assert torch.equal(got, want)
+@grid.each(VIEWED, grid.ANY_STRIDES, layouts=["strided"])
+def test_any_strides(row, case):
+    tensors, wanted = integer_problem(case)
+    for dtype, _ in grid.variants(row, case, layouts=["strided"]):
+        for views in zip(*(mixed_views(tensor.to(dtype)) for tensor in tensors), strict=True):
+            assert all(torch.equal(view, tensor.to(dtype)) for view, tensor in zip(views, tensors, strict=True))
+            for op, found in grid.run(case, *views, row).items():
+                if grid.is_exact(row):
+                    assert torch.equal(found, wanted[op].to(dtype))
+                else:
+                    plain = grid.run(case, *(tensor.to(dtype) for tensor in tensors), row)
+                    assert torch.equal(found, plain[op])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_huge_stride(implementation, layout):
-    x, w = (integers(size).to(device_of(implementation)) for size in ((1, 2, 4, 4), (3, 2, 3, 3)))
-    x = arrange(x, layout)
-    found = functional.conv2d(x, w, stride=2**63 - 1, padding=1)
-    assert torch.equal(found, functional.conv2d(x, w, stride=100, padding=1))
+#: One image, one filter, one constant gradient (what .sum().backward() makes): stride 0.
+EXPANDED = [
+    Case("dense", (3, 4, 6, 6), (5, 4, 3, 3)),
+    Case("depthwise", (3, 32, 6, 6), (32, 1, 3, 3), groups=32),
+]
+
+
+@grid.each(EXPANDED, grid.ANY_STRIDES, layouts=["strided"])
+def test_expanded_tensors(row, case):
+    for dtype, layout in grid.variants(row, case):
+        sizes = (1, 1, *case.x[2:]), (1, *case.w[1:]), (1, 1, 1, 1)
+        expanded = [
+            integers(size, 2, seed).to(dtype).expand(full)
+            for seed, (size, full) in enumerate(zip(sizes, (case.x, case.w, case.y), strict=True))
+        ]
+        plain = grid.run(case, *(arrange(tensor, layout) for tensor in expanded), row)
+        for op, found in grid.run(case, *expanded, row).items():
+            assert torch.equal(found, plain[op]), (op, dtype, layout)
+
+
+#: A stride that leaves one output, as every stride above 4 does.
+HUGE = Case("huge", (1, 2, 4, 4), (3, 2, 3, 3), (2**63 - 1, 2**63 - 1), (1, 1, 1, 1))
+LARGE = Case("large", HUGE.x, HUGE.w, (100, 100), HUGE.padding)
+
+
+@grid.each([HUGE], [row for row in grid.ROWS if grid.variants(row, HUGE, ops=["conv2d"])], ops=["conv2d"])
+def test_huge_stride(row, case):
+    for dtype, layout in grid.variants(row, case, ops=["conv2d"]):
+        tensors = [on(device_of(row), arrange(tensor.to(dtype), layout)) for tensor in integer_problem(LARGE)[0]]
+        assert torch.equal(grid.run_op("conv2d", HUGE, tensors, row), grid.run_op("conv2d", LARGE, tensors, row))
 
 
 def test_expanded_bias():
@@ -107,12 +122,13 @@ def test_expanded_bias():
     assert torch.equal(functional.conv2d(x, w, torch.ones(1).double().expand(3)), functional.conv2d(x, w) + 1)
 
 
-def test_nothing_is_written_beside_the_result(implementation, case, dtype):
+@grid.each([*CASES, *WIDE], grid.ANY_STRIDES, layouts=["strided"])
+def test_nothing_is_written_beside_the_result(row, case):
     """The operands do not change, and what lies between the elements of a strided one is never read (it is NaN)."""
-    tensors = [arrange(integers(size).to(dtype), "strided") for size in (case.x, case.w, case.y)]
-    tensors = [on(device_of(implementation), tensor) for tensor in tensors]
-    bases = [tensor._base.clone() for tensor in tensors]
-    results = run(case, *tensors, implementation)
-    for tensor, base in zip(tensors, bases, strict=True):
-        assert torch.equal(tensor._base.nan_to_num(7), base.nan_to_num(7))
-    assert not any(result.isnan().any() for result in results)
+    for dtype, layout in grid.variants(row, case, layouts=["strided"]):
+        tensors = [on(device_of(row), arrange(integers(size).to(dtype), layout)) for size in (case.x, case.w, case.y)]
+        bases = [tensor._base.clone() for tensor in tensors]
+        results = grid.run(case, *tensors, row)
+        for tensor, base in zip(tensors, bases, strict=True):
+            assert torch.equal(tensor._base.nan_to_num(7), base.nan_to_num(7))
+        assert not any(result.isnan().any() for result in results.values())

@@ -12,9 +12,10 @@ import sys
 import weakref
 from pathlib import Path
 
+import grid
 import pytest
 import torch
-from cases import CASES, WIDE, arrange, normals, run
+from cases import CASES, WIDE, arrange, normals
 from torch import nn
 
 import torchconv
@@ -112,13 +113,15 @@ def test_working_memory_stays_within_its_bound():
     assert PER_THREAD // 8 < most <= 3 * PER_THREAD
 
 
-def test_working_memory_of_small_cases_stays_within_its_bound(native_implementation):
+@grid.each_row(grid.WIDEST)
+def test_working_memory_of_small_cases_stays_within_its_bound(row):
     """The bound holds for threads, and other tests of this process may have had more of them."""
     before = torchconv.scratch_bytes()
     for case in (*CASES, *WIDE):
-        x, w, y = (arrange(normals(size).float(), "channels_last") for size in (case.x, case.w, case.y))
-        run(case, x, w, y, native_implementation)
-        assert torchconv.scratch_bytes() - before <= torch.get_num_threads() * PER_THREAD
+        for dtype, layout in grid.variants(row, case):
+            grid.run(case, *(arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)), row)
+            assert torchconv.scratch_bytes() - before <= torch.get_num_threads() * PER_THREAD
+    assert torchconv.scratch_bytes() > 0
 
 
 THREAD = """

@@ -5,16 +5,29 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from cases import WIDE, Case, arrange, device_of, normals, on, run
+from cases import LAYOUTS, WIDE, Case, arrange, device_of, normals, on
+from grid import WIDEST, each, each_row, run, run_op, supported, takes, variants
 
 import torchconv
 from torchconv import _C, functional
 
+pytestmark = pytest.mark.threads
 CASE = Case("bits", (3, 8, 21, 19), (12, 4, 3, 3), (2, 1), (1, 1, 0, 2), (1, 2), 2)
+
+#: One problem for each family of kernels, and one that is done by several threads; small enough for many of them.
+FAMILIES = [
+    Case("any", (3, 8, 21, 19), (12, 4, 3, 3), (2, 1), (1, 1, 0, 2), (1, 2), 2),
+    Case("3x3", (2, 40, 14, 15), (48, 40, 3, 3), padding=(1, 1, 1, 1)),
+    Case("depthwise", (2, 48, 15, 16), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
+    Case("groups_of_4", (2, 48, 15, 16), (48, 4, 3, 3), padding=(1, 1, 1, 1), groups=12),
+    Case("pointwise", (2, 70, 9, 8), (45, 70, 1, 1)),
+    Case("few_channels", (2, 2, 20, 19), (5, 2, 5, 5), padding=(2, 2, 2, 2)),
+]
 
 
 @pytest.fixture
@@ -29,14 +42,24 @@ def test_more_than_one_thread_runs():
     assert _C.count_threads() > 1
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(implementation, dtype, threads):
-    operands = [normals(size).to(dtype) for size in (CASE.x, CASE.w, CASE.y)]
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[op], wanted[op]) for op in wanted)
+
+
+def results_on_threads(case, operands, row, counts, set_threads) -> list[dict[str, torch.Tensor]]:
     results = []
-    for count in (1, 2, 3, 7):
-        threads(count)
-        results += [run(CASE, *operands, implementation) for _ in range(2)]
-    for result in results:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    for count in counts:
+        set_threads(count)
+        results += [run(case, *operands, row) for _ in range(2)]
+    return results
+
+
+@each([CASE, *FAMILIES])
+def test_bits_do_not_depend_on_the_number_of_threads(row, case, threads):
+    for dtype, layout in variants(row, case):
+        operands = [arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)]
+        first, *others = results_on_threads(case, operands, row, (1, 2, 3, 7), threads)
+        assert all(same(other, first) for other in others), (dtype, layout)
 
 
 #: Problems that are cut into smaller units on many threads, each in another way.
@@ -51,62 +74,52 @@ MANY_THREADS = [
 ]
 
 
-@pytest.mark.parametrize("wide", MANY_THREADS, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_bits_are_the_same_on_64_threads(wide, native_implementation, threads, layout):
-    for dtype in torch.float32, torch.bfloat16:
-        operands = [arrange(normals(size).to(dtype), layout) for size in (wide.x, wide.w, wide.y)]
-        results = []
-        for count in (1, 2, 64):
-            threads(count)
-            results.append(run(wide, *operands, native_implementation))
-        for result in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+THREADED = {"dtypes": [torch.float64, torch.float32, torch.bfloat16], "layouts": ["contiguous", "channels_last"]}
 
 
-def check_a_sample_alone(wide, dtype, layout, row, samples) -> bool:
-    """The bits of so many samples of a batch of five are those that each has alone. Returns whether the row does both.
+@each(MANY_THREADS, WIDEST, **THREADED)
+def test_bits_are_the_same_on_64_threads(row, case, threads):
+    for dtype, layout in variants(row, case, **THREADED):
+        operands = [arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)]
+        first, *others = results_on_threads(case, operands, row, (1, 2, 64), threads)
+        assert all(same(other, first) for other in others), (dtype, layout)
 
-    grad_weight is a sum over the batch, and has no such parts.
-    """
-    five, one = (Case(wide.name, (n, *wide.x[1:]), wide.w, *wide.geometry) for n in (5, 1))
-    device = device_of(row)
-    x, w, y = (on(device, arrange(normals(size).to(dtype), layout)) for size in (five.x, five.w, five.y))
-    rest, named = (*wide.geometry, row), False
-    for op, batch, size in (("conv2d", x, ()), ("conv2d_grad_input", y, (wide.x[2:],))):
-        reference = f"{device}.reference"
-        if row is not None and torchconv.chosen(op, batch, w, *size, *rest) == reference != row.split(",")[0]:
-            continue  # that has a turn of its own
-        named = True
-        run_op = getattr(torch.ops.torchconv, op)
-        result = run_op(batch, w, *size, *rest)
+
+PER_SAMPLE = ("conv2d", "conv2d_grad_input")  # grad_weight is a sum over the batch
+
+
+def check_each_sample_alone(case, dtype, layout, row, samples=(4,)) -> None:
+    """These samples of a batch of five have the bits that each has alone."""
+    case = replace(case, x=(5, *case.x[1:]))
+    x, w, y = (on(device_of(row), arrange(normals(size).to(dtype), layout)) for size in (case.x, case.w, case.y))
+    for op in PER_SAMPLE:
+        if row is not None and not takes(row, op, case, (x, w, y)):
+            continue
+        result = run_op(op, case, (x, w, y), row)
         for i in samples:
-            alone = arrange(batch[i : i + 1], layout)
-            assert torchconv.chosen(op, alone, w, *size, *rest) == torchconv.chosen(op, batch, w, *size, *rest)
-            assert torch.equal(run_op(alone, w, *size, *rest)[0], result[i]), (op, str(one), i)
-    return named
+            alone = arrange(x[i : i + 1], layout), w, arrange(y[i : i + 1], layout)
+            assert torch.equal(run_op(op, case, alone, row)[0], result[i]), (op, dtype, layout, i)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_sample_does_not_depend_on_its_batch(implementation, layout):
-    dtype = torch.bfloat16 if "bf16" in implementation else torch.float32
-    ran = [check_a_sample_alone(wide, dtype, layout, implementation, (4,)) for wide in (CASE, *WIDE)]
-    if device_of(implementation) == "cpu":
-        assert any(ran) or (layout == "contiguous" and "bf16.slab" in implementation)  # which reads channels_last alone
+@each([CASE, *WIDE], ops=PER_SAMPLE)
+def test_a_sample_does_not_depend_on_its_batch(row, case):
+    for dtype, layout in variants(row, case, ops=PER_SAMPLE):
+        check_each_sample_alone(case, dtype, layout, row)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_sample_does_not_depend_on_its_batch_where_the_grid_chooses(dtype, layout):
-    for wide in WIDE:
-        check_a_sample_alone(wide, dtype, layout, None, (4,))
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_a_sample_does_not_depend_on_its_batch_where_the_grid_chooses(case):
+    for dtype in torch.float32, torch.bfloat16:
+        for layout in "contiguous", "channels_last":
+            check_each_sample_alone(case, dtype, layout, None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-def test_no_sample_depends_on_its_batch(implementation, dtype, layout):
-    for wide in (CASE, *WIDE, *MANY_THREADS):
-        check_a_sample_alone(wide, dtype, layout, implementation, range(5))
+@each([CASE, *WIDE, *MANY_THREADS], ops=PER_SAMPLE)
+def test_no_sample_depends_on_its_batch(row, case, dtype):
+    for layout in LAYOUTS:
+        if set(supported(row, case, dtype, layout)) & set(PER_SAMPLE):
+            check_each_sample_alone(case, dtype, layout, row, range(5))
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "dispatcher"])
@@ -137,31 +150,23 @@ def test_the_gil_is_released(direct):
     assert sum(start < moment < end for moment in progress) > 3
 
 
-#: One problem for each family of kernels, and one that is done by several threads; small enough for many of them.
-FAMILIES = [
-    Case("any", (3, 8, 21, 19), (12, 4, 3, 3), (2, 1), (1, 1, 0, 2), (1, 2), 2),
-    Case("3x3", (2, 40, 14, 15), (48, 40, 3, 3), padding=(1, 1, 1, 1)),
-    Case("depthwise", (2, 48, 15, 16), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
-    Case("groups_of_4", (2, 48, 15, 16), (48, 4, 3, 3), padding=(1, 1, 1, 1), groups=12),
-    Case("pointwise", (2, 70, 9, 8), (45, 70, 1, 1)),
-    Case("few_channels", (2, 2, 20, 19), (5, 2, 5, 5), padding=(2, 2, 2, 2)),
-]
-
-
-def of_families(dtype: torch.dtype) -> list[tuple]:
-    layouts = ["contiguous" if case.name == "few_channels" else "channels_last" for case in FAMILIES]
-    return [
+def of_families(row: str) -> list[tuple]:
+    """The problems that the row supports: case, x, w, y."""
+    problems = [
         (case, *(arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)))
-        for case, layout in zip(FAMILIES, layouts, strict=True)
+        for case in FAMILIES
+        for dtype, layout in variants(row, case, **THREADED)
     ]
+    assert problems
+    return problems
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_many_python_threads_at_once(native_implementation, dtype, threads):
+@each_row(WIDEST)
+def test_many_python_threads_at_once(row, threads):
     """All operators on different problems at one time: the bits of one after the other, on one thread of torch's."""
-    problems = of_families(dtype)
+    problems = of_families(row)
     threads(1)
-    wanted = [run(*problem, native_implementation) for problem in problems]
+    wanted = [run(*problem, row) for problem in problems]
     threads(2)
     barrier = threading.Barrier(8)
 
@@ -169,8 +174,7 @@ def test_many_python_threads_at_once(native_implementation, dtype, threads):
         barrier.wait()
         for i in range(len(problems)):
             turn = (number + i) % len(problems)
-            found = run(*problems[turn], native_implementation)
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted[turn], strict=True)), problems[turn][0]
+            assert same(run(*problems[turn], row), wanted[turn]), problems[turn][0]
         return len(problems)
 
     with ThreadPoolExecutor(8) as pool:
@@ -181,20 +185,18 @@ FORKED = """
 import os, sys
 sys.path.insert(0, "TESTS")
 import torch, torchconv
-from cases import run
-from conftest import NATIVE_ROWS as ROWS
-from test_runtime import of_families
+from grid import WIDEST, run
+from test_runtime import of_families, same
 
-problems = [problem for dtype in (torch.float32, torch.bfloat16) for problem in of_families(dtype)]
-wanted = [run(*problem, f"{row},cpu.reference") for row in ROWS for problem in problems]
+problems = [(*problem, row) for row in WIDEST for problem in of_families(row)]
+wanted = [run(*problem) for problem in problems]
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)
-    found = [run(*problem, f"{row},cpu.reference") for row in ROWS for problem in problems]
-    same = (torch.equal(a, b) for f, w in zip(found, wanted) for a, b in zip(f, w))
-    os._exit(0 if all(same) and torchconv.scratch_bytes() > 0 else 1)
+    found = [run(*problem) for problem in problems]
+    os._exit(0 if all(map(same, found, wanted)) and torchconv.scratch_bytes() > 0 else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert all(torch.equal(a, b) for a, b in zip(run(*problems[1], None), run(*problems[1], None)))  # and the parent lives
+assert all(map(same, map(run, *zip(*problems)), wanted))  # and the parent lives
 """
 
 

@@ -10,16 +10,17 @@ import re
 import sys
 from dataclasses import replace
 
+import grid
 import pytest
 import torch
-from cases import Case, device_of, integers, run, torch_conv2d
+from cases import Case, device_of, integers, torch_conv2d
+from grid import OPS, run, run_op, takes
 from torch import nn
 from torch.nn import functional as F
 
 import torchconv
 
 ops = torch.ops.torchconv
-OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
 ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 BEYOND = 2**31 + 3
 LAST = "cpu.reference"
@@ -57,13 +58,18 @@ def by_hand(case: Case, x, w, y):
             out[n, k, p, q] += x[n, channel, i, j] * w[k, c, r, s]
             dx[n, channel, i, j] += y[n, k, p, q] * w[k, c, r, s]
             dw[k, c, r, s] += x[n, channel, i, j] * y[n, k, p, q]
-    return out, dx, dw
+    return {"conv2d": out, "conv2d_grad_input": dx, "conv2d_grad_weight": dw}
 
 
 def close(found, wanted, row):
     """The integers of these tests are exact, but in Winograd."""
     found, wanted = found.double(), wanted.double()
     return (found - wanted).norm() <= (0.02 if "winograd" in row else 0) * wanted.norm()
+
+
+def results(row, case, tensors):
+    """Those of the operators that the row supports, if any."""
+    return {op: run_op(op, case, tensors, row) for op in OPS if takes(row, op, case, tensors)}
 
 
 def done_by(row, op, a, b, *rest):
@@ -86,6 +92,7 @@ SPREAD = [
 @pytest.mark.parametrize("dim", range(4), ids="dim{}".format)
 def test_strides_beyond_32_bits(case, dim):
     """Each operand in turn has a dimension with such a stride, in every implementation."""
+    ran = set()
     for dtype in torch.float32, torch.bfloat16:
         operands = [integers(size).to(dtype) for size in (case.x, case.w, case.y)]
         wanted = run(case, *operands, LAST)
@@ -93,15 +100,18 @@ def test_strides_beyond_32_bits(case, dim):
             if operands[i].shape[dim] == 1:
                 continue
             spread_out = [spread(t, dim, dtype) if i == j else t for j, t in enumerate(operands)]
-            for row in [row for row in ROWS if dtype == torch.bfloat16 or "bf16" not in row]:
-                for found, want in zip(run(case, *spread_out, f"{row},{LAST}"), wanted, strict=True):
-                    assert close(found, want, row), (row, "xwy"[i])
+            for row in ROWS:
+                for op, found in results(row, case, spread_out).items():
+                    assert close(found, wanted[op], row), (row, "xwy"[i])
+                    ran.add(row)
+    assert ran >= {row for row in ROWS if row.endswith(".gemm")}
 
 
 @pytest.mark.parametrize("case", SPREAD, ids=str)
 @pytest.mark.parametrize("stride", [2**40, 2**62], ids=["2^40", "2^62"])
 def test_the_stride_of_a_single_element_may_be_anything(case, stride):
     """Each operand in turn has one image, one row and one column, and says that others would be far away."""
+    ran = set()
     one = replace(case, x=(1, case.x[1], 1, 1), w=(*case.w[:2], 1, 1), padding=(1, 1, 1, 1))
     for memory_format in torch.contiguous_format, torch.channels_last:
         operands = [integers(size).float().contiguous(memory_format=memory_format) for size in (one.x, one.w, one.y)]
@@ -112,8 +122,10 @@ def test_the_stride_of_a_single_element_may_be_anything(case, stride):
             )
             changed = [far if i == j else t for j, t in enumerate(operands)]
             for row in ROWS:
-                for found, want in zip(run(one, *changed, f"{row},{LAST}"), wanted, strict=True):
-                    assert torch.equal(found, want), (row, "xwy"[i])
+                for op, found in results(row, one, changed).items():
+                    assert torch.equal(found, wanted[op]), (row, "xwy"[i])
+                    ran.add(row)
+    assert ran >= {row for row in ROWS if row.endswith(".gemm") and "bf16" not in row}
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------------
@@ -192,8 +204,10 @@ def test_a_row_of_many_windows():
     case = Case("long", (1, 16, 1, 700_001), (16, 1, 1, 3), padding=(0, 0, 1, 1), groups=16)
     x, w = (integers(size).float().contiguous(memory_format=torch.channels_last) for size in (case.x, case.w))
     wanted = torch_conv2d(x, w, case)
-    for row in [None, *(row for row in ROWS if row.endswith(".slab"))]:
-        assert torch.equal(ops.conv2d(x, w, *case.geometry, row and f"{row},{LAST}"), wanted), row
+    slabs = [row for row in ROWS if row.endswith(".slab") and done_by(row, "conv2d", x, w, *case.geometry)]
+    for row in [None, *slabs]:
+        assert torch.equal(ops.conv2d(x, w, *case.geometry, row), wanted), row
+    assert slabs
 
 
 #: Paddings and strides beyond 32 bits, whose results are small.
@@ -223,14 +237,17 @@ PADDED = [
 def test_padded_sizes_beyond_32_bits(case, memory_format):
     x, w, y = (integers(size).contiguous(memory_format=memory_format) for size in (case.x, case.w, case.y))
     wanted = by_hand(case, x, w, y)
-    assert all(want.any() for want in wanted), "windows that meet the input"
+    assert all(want.any() for want in wanted.values()), "windows that meet the input"
+    ran = set()
     for dtype in torch.float64, torch.float32, torch.bfloat16:
         operands = [tensor.to(dtype) for tensor in (x, w, y)]
         for row in ROWS:
-            for op, found, want in zip(OPS, run(case, *operands, f"{row},{LAST}"), wanted, strict=True):
-                assert close(found, want, row), (row, op)
-        for found, want in zip(run(case, *operands, None), wanted, strict=True):
-            assert torch.equal(found.double(), want)
+            for op, found in results(row, case, operands).items():
+                assert close(found, wanted[op], row), (row, op)
+                ran.add(row)
+        for op, found in run(case, *operands, None).items():
+            assert torch.equal(found.double(), wanted[op])
+    assert ran & set(grid.FAST)
 
 
 # --- sizes of nothing --------------------------------------------------------------------------------------------------
@@ -300,19 +317,15 @@ def test_transposed_to_no_channels(batch, dtype):
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("batch", "channels"), [(0, 4), (2, 0), (0, 0)])
-def test_operators_of_nothing(batch, channels, groups, implementation, dtype):
+def test_operators_of_nothing(batch, channels, groups, dtype):
     case = Case("", (batch, channels, 5, 6), (4, channels // groups, 3, 2), (2, 1), (1, 1, 0, 0), groups=groups)
     x, w, y = (torch.ones(size, dtype=dtype) for size in (case.x, case.w, case.y))
-    for result, size in zip(run(case, x, w, y, implementation), (case.y, case.x, case.w), strict=True):
-        assert torch.equal(result, torch.zeros(size, dtype=dtype))
-    device = device_of(implementation)
-    x, w, y = (tensor.to(device) for tensor in (x, w, y))
-    for op, args in (
-        ("conv2d", (x, w)),
-        ("conv2d_grad_input", (y, w, case.x[2:])),
-        ("conv2d_grad_weight", (x, y, (3, 2))),
-    ):
-        assert torchconv.chosen(op, *args, *case.geometry, implementation) == f"{device}.reference"
+    for row in (None, *(row for row in grid.ROWS if grid.is_reference(row))):
+        for result, size in zip(run(case, x, w, y, row).values(), (case.y, case.x, case.w), strict=True):
+            assert torch.equal(result, torch.zeros(size, dtype=dtype))
+    for row in grid.ROWS:
+        tensors = [tensor.to(device_of(row)) for tensor in (x, w, y)]
+        assert all(takes(row, op, case, tensors) == grid.is_reference(row) for op in OPS), "the reference's alone"
 
 
 # --- tensors of more than 2^31 elements --------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """Random numbers, against torch in float64. One table of tolerances: cases.TOLERANCE."""
 
+import grid
 import pytest
 import torch
-from cases import TOLERANCE, Case, arrange, device_of, expected, normals, on, run, tolerance
+from cases import CASES, TOLERANCE, Case, arrange, device_of, normal_problem, normals, on, tolerance
 
+import torchconv
 from torchconv import functional
 
 LONG = [
@@ -18,21 +20,12 @@ def relative_error(found, wanted):
     return ((found.double() - wanted).norm() / wanted.norm()).item() if wanted.norm() > 0 else found.norm().item()
 
 
-@pytest.mark.parametrize("case", LONG, ids=str)
-def test_long_sums(case, implementation, dtype, layout):
-    check_errors(case, implementation, dtype, layout)
-
-
-def test_errors(case, implementation, dtype, layout):
-    check_errors(case, implementation, dtype, layout)
-
-
-def check_errors(case, implementation, dtype, layout):
-    operands = [normals(size, seed).to(dtype) for seed, size in enumerate((case.x, case.w, case.y))]
-    wanted = expected(case, *(tensor.double() for tensor in operands))
-    found = run(case, *(arrange(tensor, layout) for tensor in operands), implementation)
-    for want, got in zip(wanted, found, strict=True):
-        assert relative_error(got, want) <= tolerance(dtype, implementation)
+@grid.each([*LONG, *CASES])
+def test_errors(row, case):
+    for dtype, layout in grid.variants(row, case):
+        tensors, wanted = normal_problem(case, dtype)
+        for op, found in grid.run(case, *(arrange(tensor, layout) for tensor in tensors), row).items():
+            assert relative_error(found, wanted[op]) <= tolerance(dtype, row), (op, dtype, layout)
 
 
 ACTIVATIONS = {
@@ -45,16 +38,30 @@ ACTIVATIONS = {
 }
 
 
+#: A layer for each algorithm, and channels that fill no vectors.
+ACTIVATED = [
+    Case("3x3", (2, 3, 6, 5), (4, 3, 3, 3), padding=(1, 1, 1, 1)),
+    Case("wide_3x3", (1, 35, 9, 10), (37, 35, 3, 3), padding=(1, 1, 1, 1)),
+    Case("wide_depthwise", (2, 48, 9, 16), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
+    Case("pointwise", (2, 40, 7, 5), (35, 40, 1, 1)),
+]
+
+
+@grid.each(ACTIVATED, layouts=["contiguous", "channels_last"], ops=["conv2d"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no_bias"])
-def test_bias_and_activation(implementation, dtype, activation, with_bias):
-    x, w = normals((2, 3, 6, 5)).to(dtype), 3 * normals((4, 3, 3, 3)).to(dtype)
-    bias = normals((8,)).to(dtype)[::2] if with_bias else None
-    name = None if activation == "none" else activation
-    operands = (None if tensor is None else on(device_of(implementation), tensor) for tensor in (x, w, bias))
-    found = functional.conv2d(*operands, padding=1, activation=name, negative_slope=0.2).cpu()
-    z = torch.nn.functional.conv2d(x.double(), w.double(), None if bias is None else bias.double(), padding=1)
-    assert relative_error(found, ACTIVATIONS[activation](z)) <= tolerance(dtype, implementation)
+def test_bias_and_activation(row, case, activation):
+    for dtype, layout in grid.variants(row, case, layouts=["contiguous", "channels_last"], ops=["conv2d"]):
+        (x, w, _), wanted = normal_problem(case, dtype)
+        bias = normals((2 * case.w[0],)).to(dtype)[::2]
+        x, w = (on(device_of(row), arrange(tensor, layout)) for tensor in (x, w))
+        for b in (bias, None):
+            with torchconv.use(row):
+                found = functional.conv2d(
+                    x, w, None if b is None else b.to(x.device), padding=case.padding, groups=case.groups,
+                    activation=None if activation == "none" else activation, negative_slope=0.2,
+                ).cpu()  # fmt: skip
+            z = wanted["conv2d"] + (0 if b is None else b.double()[:, None, None])
+            assert relative_error(found, ACTIVATIONS[activation](z)) <= tolerance(dtype, row), (dtype, layout)
 
 
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
@@ -63,12 +70,17 @@ def test_nan_goes_through(activation):
     assert functional.conv2d(x, torch.ones(1, 1, 1, 1), activation=activation).isnan().all()
 
 
-def test_nan_and_infinity_reach_only_the_outputs_that_read_them(exact_implementation):
-    x = torch.zeros(1, 1, 7, 7)
+#: One 3x3 window over 7x7 pixels.
+WINDOW = Case("window", (1, 1, 7, 7), (1, 1, 3, 3), padding=(1, 1, 1, 1))
+
+
+@grid.each([WINDOW], [row for row in grid.ROWS if grid.is_exact(row) and "bf16" not in row], dtypes=[torch.float32])
+def test_nan_and_infinity_reach_only_the_outputs_that_read_them(row, case):
+    x = torch.zeros(case.x)
     x[0, 0, 3, 3] = float("inf")
     x[0, 0, 0, 0] = float("nan")
-    device = device_of(exact_implementation)
-    out = functional.conv2d(x.to(device), torch.ones(1, 1, 3, 3, device=device), padding=1)
+    with torchconv.use(row):
+        out = functional.conv2d(x.to(device_of(row)), torch.ones(case.w, device=device_of(row)), padding=1)
     assert out.isinf().nonzero()[:, 2:].tolist() == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
     assert out.isnan().nonzero()[:, 2:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 

@@ -1,0 +1,276 @@
+"""Breaks the kernels on purpose, one way at a time, and reports which tests fail: `make breakages`.
+
+An extension is built under build/breakages from a copy of csrc/ in which every fault of FAULTS is compiled in. The
+environment variable TORCHCONV_FAULT=<fault>@<place> switches one of them on: the place is an operator of an
+implementation ("cpu.avx512.gemm/conv2d") for faults of results, an instruction set ("avx512") for faults of kernels.
+Without it the extension is right, and all tests must pass.
+
+Where the machine lacks AVX512_BF16, its instructions are emulated, so that these implementations are tested, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TREE = ROOT / "build" / "breakages"
+FILES = [
+    "test_exact.py",
+    "test_values.py",
+    "test_numbers.py",
+    "test_runtime.py",
+    "test_layout.py",
+    "test_sizes.py",
+    "test_fuzz.py",
+]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One fault in the source of the kernels: `old` becomes `new`, in which BROKEN is whether the fault is on."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    sets: tuple[str, ...] = ("avx512", "avx2", "portable")
+
+
+#: Faults of a result, made right after an implementation has computed it (SPOIL, below).
+RESULTS = {
+    "element": "the last element is one too large",
+    "float64": "the same, in float64 alone",
+    "nan": "NaN becomes 0",
+    "operand": "the first operand changes",
+    "state": "subnormal numbers stay flushed on the calling thread",
+    "threads": "the last bit depends on the number of threads, above 7",
+    "batch": "the last bit of a sample depends on the batch",
+    "concurrent": "the last bit differs while another thread is in a kernel",
+    "fork": "the last bit differs in a forked process",
+}
+
+KERNELS = [
+    Kernel("gemm_blocks", "gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
+    Kernel("gemm_pieces", "gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
+    Kernel("gemm_half_panel", "gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
+    Kernel("gemm_chunks", "gemm_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
+    Kernel("slab_bias", "slab.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
+    Kernel("slab_chunks", "slab.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
+    Kernel("slab_chunks_of_threads", "slab.h", "constexpr int64_t units = 64, sums_bytes", "const int64_t units = BROKEN ? thread_count() : 64, sums_bytes"),
+    Kernel("slab_last_row", "slab.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;"),
+    Kernel("winograd_slabs", "winograd.h", "own.count(), channels, slab > 0, fetch)", "own.count(), channels, slab > BROKEN, fetch)"),
+    Kernel("winograd_phases", "winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
+    Kernel("planes_tail", "planes.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
+    Kernel("planes_pieces", "planes.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
+    Kernel("bf16_odd_channel", "pairs.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
+]  # fmt: skip
+
+DECLARATION = """
+namespace torchconv {
+bool broken(const char* fault, const char* place);
+}
+"""
+
+DEFINITION = """
+#include "operators.h"
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <unistd.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+namespace torchconv {
+static const std::string fault = std::getenv("TORCHCONV_FAULT") ? std::getenv("TORCHCONV_FAULT") : "";
+static const pid_t first_process = getpid();
+static std::atomic<int> running{0};
+
+bool broken(const char* name, const char* place) {
+  return !fault.empty() && fault == std::string(name) + "@" + place;
+}
+
+struct Spoil {
+  Spoil(const char* row, const char* op) : place(std::string(row) + "/" + op) { alone = running++ == 0; }
+
+  bool is(const char* name) const { return broken(name, place.c_str()); }
+
+  template <class Value>
+  void spoil(Value* at, const int64_t (&size)[4], const int64_t (&stride)[4]) {
+    Value& last = at[(size[0] - 1) * stride[0] + (size[1] - 1) * stride[1] + (size[2] - 1) * stride[2] + (size[3] - 1) * stride[3]];
+    if (is("element") || (is("float64") && sizeof(Value) == 8)) last = Value(double(last) + 1);
+    uint32_t threads = 1;
+    torch_get_num_threads(&threads);
+    if ((is("threads") && threads > 7) || (is("batch") && size[0] > 1) || (is("concurrent") && !alone) ||
+        (is("fork") && getpid() != first_process))
+      reinterpret_cast<char*>(&last)[0] ^= 1;
+    if (is("nan"))
+      for (int64_t n = 0; n < size[0]; ++n)
+        for (int64_t c = 0; c < size[1]; ++c)
+          for (int64_t h = 0; h < size[2]; ++h)
+            for (int64_t w = 0; w < size[3]; ++w) {
+              Value& value = at[n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]];
+              if (double(value) != double(value)) value = Value(0.0);
+            }
+  }
+
+  void finish(Dtype dtype, void* result, const std::array<int64_t, 4>& sizes, const std::array<int64_t, 4>& strides,
+              const void* operand) {
+    if (running > 1) alone = false;
+    --running;
+    if (fault.empty()) return;
+    int64_t size[4], stride[4];
+    for (int d = 0; d < 4; ++d) size[d] = sizes[d], stride[d] = strides[d];
+    switch (dtype) {
+      case Dtype::float64: spoil(static_cast<double*>(result), size, stride); break;
+      case Dtype::float32: spoil(static_cast<float*>(result), size, stride); break;
+      case Dtype::bfloat16: spoil(static_cast<c10::BFloat16*>(result), size, stride); break;
+      case Dtype::float16: spoil(static_cast<c10::Half*>(result), size, stride); break;
+    }
+    if (is("operand")) static_cast<char*>(const_cast<void*>(operand))[0] ^= 1;
+#if defined(__SSE__)
+    if (is("state")) _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+  }
+
+  std::string place;
+  bool alone;
+};
+}  // namespace torchconv
+"""
+
+#: Around the three calls in csrc/operators.cpp: op, call, result, operand.
+CALLS = [
+    ("conv2d", "call.row->forward(call.conv, x.data, w.data, y, epilogue);", "y", "x"),
+    ("conv2d_grad_input", "call.row->grad_input(call.conv, y.data, w.data, x);", "x", "y"),
+    ("conv2d_grad_weight", "call.row->grad_weight(call.conv, x.data, y.data, w);", "w", "x"),
+]
+
+#: What AVX512_BF16's instructions do, in AVX-512's.
+EMULATION = [
+    ("(__m256i)_mm512_cvtneps_pbh(v)", "narrow(v, BFloat16())"),
+    (
+        "return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);",
+        """const __m512i high = _mm512_set1_epi32(0xffff0000);
+  c = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), c);
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), c);""",
+    ),
+]
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    if old not in text:
+        raise SystemExit(f"{path}: found no {old!r}")
+    path.write_text(text.replace(old, new))
+
+
+def find(name: str) -> Path:
+    (path,) = (TREE / "csrc").rglob(name)
+    return path
+
+
+def build() -> None:
+    """The instrumented extension, in a tree that has the package's Python files."""
+    shutil.rmtree(TREE / "csrc", ignore_errors=True)
+    for name in ("csrc", "torchconv", "build_tools", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(source, TREE / name, dirs_exist_ok=True, ignore=ignored)
+        else:
+            shutil.copy2(source, TREE / name)
+    replace(find("conv.h"), "#pragma once\n", "#pragma once\n" + DECLARATION)
+    (TREE / "csrc" / "faults.h").write_text("#pragma once\n" + DEFINITION)
+    operators = find("operators.cpp")
+    replace(operators, '#include "operators.h"\n', '#include "operators.h"\n#include "faults.h"\n')
+    for op, call, result, operand in CALLS:
+        new = f'{{ Spoil spoil(call.row->name, "{op}"); {call} spoil.finish(dtype, {result}, call.size, call.stride, {operand}.data); }}'
+        replace(operators, call, new)
+    for kernel in KERNELS:
+        replace(find(kernel.file), kernel.old, kernel.new.replace("BROKEN", f'broken("{kernel.name}", TORCHCONV_ISA)'))
+    if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        for old, new in EMULATION:
+            replace(find("avx512_bf16.h"), old, new)
+        emulate_feature()
+    environment = {**os.environ, "TORCHCONV_CUDA": "0"}
+    subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=TREE, check=True, env=environment)
+
+
+def emulate_feature() -> None:
+    """The instruction set counts as available where AVX-512 is."""
+    replace(find("avx512_bf16.cpp"), ' &&\n         __builtin_cpu_supports("avx512bf16")', "")
+
+
+def pytest(fault: str, *arguments: str) -> Counter[str]:
+    """How many items of each test fail."""
+    environment = {**os.environ, "TORCHCONV_FAULT": fault, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=no", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+?::\w+)", done.stdout, re.MULTILINE)
+    if done.returncode not in (0, 1):
+        failed.append(f"the process ends with status {done.returncode}")
+    return Counter(failed)
+
+
+def places() -> list[tuple[str, list[str]]]:
+    """Each fault, and the arguments that select the tests of the implementations that it is in."""
+    code = "import torchconv; print(*(row.name for row in torchconv.implementations() if row.available))"
+    environment = {**os.environ, "PYTHONPATH": str(TREE)}
+    rows = subprocess.run(
+        [sys.executable, "-c", code], cwd=TREE, env=environment, capture_output=True, text=True, check=True
+    )
+    fast = [row for row in rows.stdout.split() if row.startswith("cpu.") and not row.endswith(".reference")]
+    ops = [op for op, *_ in CALLS]
+    found = [(f"element@{row}/{op}", ["-k", row]) for row in fast for op in ops]
+    for row in fast:
+        if row.startswith("cpu.avx512"):
+            for name in list(RESULTS)[1:]:
+                if name == "float64" and "bf16" in row:
+                    continue
+                op = "conv2d_grad_input" if name == "batch" else "conv2d_grad_weight" if name == "float64" else "conv2d"
+                found.append((f"{name}@{row}/{op}", ["-k", row if name != "fork" else f"{row} or fork"]))
+    for kernel in KERNELS:
+        for isa in kernel.sets:
+            if any(f".{isa}." in row for row in fast):
+                found.append((f"{kernel.name}@{isa}", ["-k", f"{isa}. or fuzz"]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=["build", "list", "run"])
+    parser.add_argument("--only", default="", help="of the faults, those with this text in them")
+    arguments = parser.parse_args()
+    if arguments.action == "build":
+        return build()
+    faults = [(fault, selection) for fault, selection in places() if arguments.only in fault]
+    missed = 0
+    for fault, selection in faults:
+        if arguments.action == "list":
+            print(fault, *selection)
+            continue
+        failed = pytest(fault, *selection, *(f"tests/{name}" for name in FILES))
+        missed += not failed
+        print(
+            f"| {fault} | {', '.join(f'{test} ({count})' for test, count in failed.items()) or 'nothing'} |", flush=True
+        )
+    if arguments.action == "run":
+        print(f"{len(faults)} faults, {missed} missed")
+        sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    main()
