@@ -74,6 +74,8 @@ KERNELS = [
 ]  # fmt: skip
 
 DECLARATION = """
+#define TORCHCONV_STRING(name) TORCHCONV_STRING_OF(name)
+#define TORCHCONV_STRING_OF(name) #name
 namespace torchconv {
 bool broken(const char* fault, const char* place);
 }
@@ -200,18 +202,17 @@ def build() -> None:
         new = f'{{ Spoil spoil(call.row->name, "{op}"); {call} spoil.finish(dtype, {result}, call.size, call.stride, {operand}.data); }}'
         replace(operators, call, new)
     for kernel in KERNELS:
-        replace(find(kernel.file), kernel.old, kernel.new.replace("BROKEN", f'broken("{kernel.name}", TORCHCONV_ISA)'))
+        replace(
+            find(kernel.file),
+            kernel.old,
+            kernel.new.replace("BROKEN", f'broken("{kernel.name}", TORCHCONV_STRING(TORCHCONV_ISA))'),
+        )
     if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
         for old, new in EMULATION:
-            replace(find("avx512_bf16.h"), old, new)
-        emulate_feature()
+            replace(TREE / "csrc" / "cpu" / "simd" / "avx512_bf16.h", old, new)
+        replace(TREE / "csrc" / "cpu" / "targets" / "avx512_bf16.h", '"avx512bf16,', '"')
     environment = {**os.environ, "TORCHCONV_CUDA": "0"}
     subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=TREE, check=True, env=environment)
-
-
-def emulate_feature() -> None:
-    """The instruction set counts as available where AVX-512 is."""
-    replace(find("avx512_bf16.cpp"), ' &&\n         __builtin_cpu_supports("avx512bf16")', "")
 
 
 def pytest(fault: str, *arguments: str) -> Counter[str]:

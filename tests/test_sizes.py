@@ -232,6 +232,10 @@ PADDED = [
 ]
 
 
+#: A window of several taps that spans more than working memory could hold.
+REFERENCE_ALONE = ("dilated", "dilated_columns", "dilated_strided", "far_dilated")
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", PADDED, ids=str)
 def test_padded_sizes_beyond_32_bits(case, memory_format):
@@ -247,7 +251,7 @@ def test_padded_sizes_beyond_32_bits(case, memory_format):
                 ran.add(row)
         for op, found in run(case, *operands, None).items():
             assert torch.equal(found.double(), wanted[op])
-    assert ran & set(grid.FAST)
+    assert bool(ran & set(grid.FAST)) == (case.name not in REFERENCE_ALONE)
 
 
 # --- sizes of nothing --------------------------------------------------------------------------------------------------
