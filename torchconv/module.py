@@ -260,7 +260,8 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
             return torch.nn.ConvTranspose2d.forward(self, input, output_size)
         if self.padding_mode != "zeros":
             raise ValueError(
-                f"Only `zeros` padding mode is supported for ConvTranspose2d, but got padding_mode={self.padding_mode!r}"
+                "Only `zeros` padding mode is supported for ConvTranspose2d, "
+                f"but got padding_mode={self.padding_mode!r}"
             )
         padding: Any = self.padding
         output_padding = self._output_padding(
