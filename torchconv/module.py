@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -82,12 +83,45 @@ def padding_of_mode(layer: Any, input: Tensor, weight: Tensor) -> Any:
     return [side for before_after in reversed(sides) for side in before_after]
 
 
+#: Functions of torch that take any torch.nn.Conv2d for a linear map, and would silently drop or misplace an activation.
+#: The first one copies the layer, the second one asks it for its children.
+LINEAR_USES = {
+    ("torch.nn.utils.fusion", "fuse_conv_bn_eval"): "torch.nn.utils.fuse_conv_bn_eval",
+    ("torch.utils.mkldnn", "m_fn_rec"): "torch.utils.mkldnn.to_mkldnn",
+}
+
+
+def refuse_linear_use(layer: Any) -> None:
+    """Raise a ValueError if the layer has an activation, and one of LINEAR_USES has called the method that asks."""
+    if layer.activation is None:
+        return
+    frame = sys._getframe(2)
+    for _ in range(3):  # through copy.deepcopy and the method of a subclass
+        function = LINEAR_USES.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        if function:
+            raise ValueError(
+                f"{function} takes a convolution without an activation, but got activation={layer.activation!r}"
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+
+
 class Activated:
     """What the layers have beyond torch.nn's: a fused activation."""
 
     # Here too for layers of torch.nn that became one of ours by assignment to __class__.
     activation: str | None = None
     negative_slope: float = 0.01
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_linear_use(self)
+        return super().__reduce_ex__(protocol)
+
+    def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        refuse_linear_use(self)
+        children: Iterator[tuple[str, torch.nn.Module]] = super().named_children()  # type: ignore[misc]
+        return children
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[misc]
