@@ -253,6 +253,11 @@ def test_revert_leaves_what_torch_cannot_be():
         Conv2d(3, 3, 3, stride=2, padding="same"),
         Own(3, 3, 3),
         Conv2d(3, 3, 3, padding="same"),
+        torchconv.Conv1d(3, 3, 3, activation="tanh"),
+        torchconv.Conv1d(3, 3, 3, padding=(0, 1)),
+        torchconv.Conv1d(3, 3, 3, stride=2, padding="same"),
+        torchconv.Conv1d(3, 3, 3, padding=1),
+        torchconv.ConvTranspose2d(3, 3, 3),
     )
     report = revert(model)
     assert report.left == {
@@ -260,8 +265,11 @@ def test_revert_leaves_what_torch_cannot_be():
         "1": "Conv2d has no padding=(0, 1, 2, 3)",
         "2": "Conv2d has no padding='same' with stride=(2, 2)",
         "3": "Own is a class of its own",
+        "5": "Conv1d has no activation, and this layer has 'tanh'",
+        "6": "Conv1d has no padding=(0, 1)",
+        "7": "Conv1d has no padding='same' with stride=(2,)",
     }
-    assert report.changed == {"4": "Conv2d"}
+    assert report.changed == {"4": "Conv2d", "8": "Conv1d", "9": "ConvTranspose2d"}
     assert type(model[4]) is nn.Conv2d
     assert vars(model[4]).keys() == vars(nn.Conv2d(3, 3, 3)).keys()
     assert repr(model[4]) == repr(nn.Conv2d(3, 3, 3, padding="same"))
@@ -452,6 +460,16 @@ def test_a_patch_of_torch_nn_keeps_the_activation(monkeypatch, kind, method, cal
     monkeypatch.setattr(kind, method, again or (lambda self, x, *_: function(x, self.weight, self.bias) + 1))
     close(layer(x), expected)
     assert layer.activation == "tanh"
+
+
+def test_compiled_code_sees_a_patch_that_comes_later(monkeypatch):
+    torch._dynamo.reset()
+    layer, x = Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    compiled, expected = torch.compile(layer, backend="eager", fullgraph=True), layer(x)
+    close(compiled(x), expected)
+    original = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, input: original(self, input) + 1)
+    close(compiled(x), expected + 1)
 
 
 def test_a_patch_that_was_there_before_the_import_runs():

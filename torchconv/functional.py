@@ -287,7 +287,7 @@ def of_mkldnn(
     ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None,
     stride: Any, padding: Any, dilation: Any, groups: int, *, activation: str | None, negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    """The call for an input in oneDNN's layout: torch's own function, or ours for a dense copy if torch's cannot do it."""
+    """The call for an input in oneDNN's layout: torch's own function, or ours for a dense copy."""
     paddings = padding if isinstance(padding, (tuple, list)) else (padding,)
     if activation is None and len(paddings) < input.dim() - 1 and all(isinstance(value, int) for value in paddings):
         return torchs(input, weight, bias, stride, padding, dilation, groups)
