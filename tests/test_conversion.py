@@ -4,6 +4,9 @@ import copy
 import io
 import pickle
 import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -180,7 +183,7 @@ def test_what_is_left_alone_is_reported(layer, reason):
     assert list(report.left) == ["0"]
     assert re.fullmatch(reason, report.left["0"])
     assert type(model[0]) is kind
-    assert str(report) == f"0  left: {report.left['0']}\n0 layers changed, 1 left as they were"
+    assert str(report) == f"0  left: {report.left['0']}\n0 layers changed, 1 left as it was"
 
 
 def test_a_forward_that_was_replaced_is_left_alone():
@@ -250,6 +253,11 @@ def test_revert_leaves_what_torch_cannot_be():
         Conv2d(3, 3, 3, stride=2, padding="same"),
         Own(3, 3, 3),
         Conv2d(3, 3, 3, padding="same"),
+        torchconv.Conv1d(3, 3, 3, activation="tanh"),
+        torchconv.Conv1d(3, 3, 3, padding=(0, 1)),
+        torchconv.Conv1d(3, 3, 3, stride=2, padding="same"),
+        torchconv.Conv1d(3, 3, 3, padding=1),
+        torchconv.ConvTranspose2d(3, 3, 3),
     )
     report = revert(model)
     assert report.left == {
@@ -257,8 +265,11 @@ def test_revert_leaves_what_torch_cannot_be():
         "1": "Conv2d has no padding=(0, 1, 2, 3)",
         "2": "Conv2d has no padding='same' with stride=(2, 2)",
         "3": "Own is a class of its own",
+        "5": "Conv1d has no activation, and this layer has 'tanh'",
+        "6": "Conv1d has no padding=(0, 1)",
+        "7": "Conv1d has no padding='same' with stride=(2,)",
     }
-    assert report.changed == {"4": "Conv2d"}
+    assert report.changed == {"4": "Conv2d", "8": "Conv1d", "9": "ConvTranspose2d"}
     assert type(model[4]) is nn.Conv2d
     assert vars(model[4]).keys() == vars(nn.Conv2d(3, 3, 3)).keys()
     assert repr(model[4]) == repr(nn.Conv2d(3, 3, 3, padding="same"))
@@ -280,6 +291,342 @@ def test_converting_reaches_every_module_that_is_built_within():
     assert type(nn.Sequential(nn.Conv2d(3, 8, 1))[0]) is nn.Conv2d
 
 
+def state_of(layer):
+    """All that a layer holds, by value."""
+    tensors = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    plain = {name: value.clone() for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+    return tensors | plain
+
+
+class Noise(nn.Module):
+    """A parametrization that draws random numbers and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight + torch.randn_like(weight)
+
+
+def noisy(layer):
+    parametrize.register_parametrization(layer, "weight", Noise())
+    layer.parametrizations.weight[0].calls = 0
+    return layer
+
+
+def pruned(layer):
+    return prune.random_unstructured(layer, "weight", amount=0.5)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda layer: layer, id="plain"),
+        noisy,
+        parametrizations.spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.orthogonal,
+        pytest.param(nn.utils.spectral_norm, id="old_spectral_norm"),
+        pytest.param(nn.utils.weight_norm, id="old_weight_norm"),
+        pruned,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_conversion_computes_nothing(change, kind):
+    """Neither the state of the layer nor that of the random generator changes, and the next output is the same."""
+    x = torch.randn(2, 4, 7) if kind is nn.Conv1d else torch.randn(2, 4, 7, 7)
+    torch.manual_seed(1)
+    other = change(kind(4, 4, 3)).train()
+    torch.manual_seed(1)
+    layer = change(kind(4, 4, 3)).train()
+    state, seed = state_of(layer), torch.get_rng_state()
+    expected = other(x)
+    torch.set_rng_state(seed)
+    with converting() as report:
+        model = nn.Sequential(layer)
+    assert list(report.changed) == ["Sequential.0"]
+    assert revert(model).left == {}
+    assert convert(model).left == {}
+    assert isinstance(layer, getattr(torchconv, kind.__name__))
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert state_of(layer).keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(layer).items())
+    if change is noisy:
+        assert layer.parametrizations.weight[0].calls == 0
+    close(layer(x), expected)
+
+
+class Computed(nn.Conv2d):
+    """Its weight and its activation are properties that must not be read."""
+
+    @property
+    def activation(self):
+        raise AssertionError("activation was read")
+
+
+def test_conversion_reads_no_property():
+    assert convert(Computed(3, 4, 3)).left == {"": "it has an attribute activation of its own"}
+
+
+def test_parametrized_weights_without_kernels_are_left_alone():
+    layer = noisy(nn.Conv2d(3, 4, 3)).to(torch.float8_e4m3fn)
+    assert convert(layer).left == {"": "torchconv has no kernels for torch.float8_e4m3fn"}
+
+
+@pytest.mark.parametrize("kind", ["Conv1d", "Conv2d"])
+@pytest.mark.parametrize("mode", ["circular", "constant", "reflect"])
+@pytest.mark.parametrize("padding", [0, 2, "same", "valid"])
+def test_edited_padding_is_honoured(kind, mode, padding):
+    """torch.nn pads by padding_mode and _reversed_padding_repeated_twice, which some recipes for tiling edit."""
+    x = torch.randn(2, 3, 9) if kind == "Conv1d" else torch.randn(2, 3, 9, 10)
+    theirs, ours = getattr(nn, kind)(3, 4, 3, padding=padding), getattr(torchconv, kind)(3, 4, 3, padding=padding)
+    ours.load_state_dict(theirs.state_dict())
+    for edited in (False, True):
+        for layer in (theirs, ours):
+            layer.padding_mode = mode
+            if edited:
+                layer._reversed_padding_repeated_twice = [3, 1] if kind == "Conv1d" else [3, 1, 0, 2]
+        expected = theirs(x)
+        converted = copy.deepcopy(theirs)
+        assert convert(converted).left == {}
+        for layer in (converted, ours):
+            close(layer(x), expected)
+
+
+def test_a_padding_mode_that_torch_refuses_is_refused():
+    layer = nn.ConvTranspose2d(3, 4, 3)
+    convert(layer)
+    layer.padding_mode = "circular"
+    with pytest.raises(ValueError, match=r"Only `zeros` padding mode is supported .* padding_mode='circular'"):
+        layer(torch.randn(1, 3, 5, 5))
+
+
+# ------------------------------------------------------------------------------- methods replaced for the whole process
+
+PATCHED = [
+    (nn.Conv2d, "forward"),
+    (nn.Conv2d, "_conv_forward"),
+    (nn.Conv1d, "forward"),
+    (nn.Conv1d, "_conv_forward"),
+    (nn.ConvTranspose2d, "forward"),
+]
+
+
+def input_of(kind):
+    return torch.randn(2, 3, 9) if kind is nn.Conv1d else torch.randn(2, 3, 9, 9)
+
+
+@pytest.mark.parametrize(("kind", "method"), PATCHED, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("calls_original", [True, False])
+def test_a_patch_of_torch_nn_runs_in_our_layers(monkeypatch, kind, method, calls_original):
+    """As LoRA tools do it, which add to the result; or a new convolution in torch's place."""
+    x, function = input_of(kind), {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d}.get(kind, F.conv_transpose2d)
+    layers = [kind(3, 4, 3), PlainSubclass(3) if kind is nn.Conv2d else kind(3, 4, 3, stride=2)]
+    expected = [layer(x) + 1 for layer in layers]
+    model = nn.ModuleList(layers)
+    assert convert(model).left == {}
+    original = getattr(kind, method)
+
+    def patch(self, input, *args):
+        if calls_original:
+            return original(self, input, *args) + 1
+        return function(input, self.weight, self.bias, self.stride, self.padding) + 1
+
+    monkeypatch.setattr(kind, method, patch)
+    for layer, result in zip(model, expected, strict=True):
+        close(layer(x), result)
+    others = nn.ModuleList([kind(3, 4, 3)])
+    reason = f"torch.nn.{kind.__name__}.{method} has been replaced"
+    assert convert(others).left == {"0": reason}
+    assert convert(nn.Sequential(kind(3, 4, 3), nn.ReLU()), fold_activation=True).left == {"0": reason}
+    assert convert(model, fold_activation=True).folded == {}
+    monkeypatch.undo()
+    assert convert(others).left == {}
+    for layer, result in zip(model, expected, strict=True):
+        close(layer(x) + 1, result)
+
+
+@pytest.mark.parametrize(("kind", "method"), PATCHED[:4], ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("calls_original", [True, False])
+def test_a_patch_of_torch_nn_keeps_the_activation(monkeypatch, kind, method, calls_original):
+    x, function = input_of(kind), F.conv1d if kind is nn.Conv1d else F.conv2d
+    layer = getattr(torchconv, kind.__name__)(3, 4, 3, activation="tanh")
+    expected = torch.tanh(function(x, layer.weight, layer.bias) + 1)
+    original = getattr(kind, method)
+    again = (lambda self, x, *args: original(self, x, *args) + 1) if calls_original else None
+    monkeypatch.setattr(kind, method, again or (lambda self, x, *_: function(x, self.weight, self.bias) + 1))
+    close(layer(x), expected)
+    assert layer.activation == "tanh"
+
+
+def test_compiled_code_sees_a_patch_that_comes_later(monkeypatch):
+    torch._dynamo.reset()
+    layer, x = Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
+    compiled, expected = torch.compile(layer, backend="eager", fullgraph=True), layer(x)
+    close(compiled(x), expected)
+    original = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, input: original(self, input) + 1)
+    close(compiled(x), expected + 1)
+
+
+def test_a_patch_that_was_there_before_the_import_runs():
+    code = """
+        import torch
+        original = torch.nn.Conv2d.forward
+        torch.nn.Conv2d.forward = lambda self, input: original(self, input) + 1
+        import torchconv
+        from torch.nn.functional import conv2d
+        layer, x = torchconv.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+        torch.testing.assert_close(layer(x), conv2d(x, layer.weight, layer.bias) + 1)
+        report = torchconv.convert(torch.nn.Conv2d(3, 4, 3))
+        assert report.left == {"": "torch.nn.Conv2d.forward has been replaced"}, report
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_a_patch_of_a_subclass_runs_after_conversion(monkeypatch):
+    layer, x = PlainSubclass(4), torch.randn(2, 4, 6, 6)
+    expected = layer(x) + 1
+    convert(layer)
+    original = PlainSubclass.forward
+    monkeypatch.setattr(PlainSubclass, "forward", lambda self, input: original(self, input) + 1)
+    close(layer(x), expected)
+
+
+# ----------------------------------------------------------------------------------------------- the other convolutions
+
+
+class Gain1d(nn.Conv1d):
+    """A subclass without a forward."""
+
+
+class Gain2d(nn.ConvTranspose2d):
+    """The same, transposed."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9)),
+        (nn.Conv1d(4, 6, 3, padding="same", padding_mode="reflect", bias=False), (4, 9)),
+        (Gain1d(4, 6, 2, dilation=2), (2, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 4, 5, 6)),
+        (Gain2d(4, 6, (2, 3), bias=False), (2, 4, 5, 6)),
+    ],
+    ids=repr,
+)
+def test_other_layers_become_ours_and_torchs_again(layer, size):
+    kind, x, state = type(layer), torch.randn(size), dict(vars(layer))
+    model, parameters = nn.Sequential(layer), list(layer.parameters())
+    expected = model(x)
+    report = convert(model)
+    assert report.changed == {"0": kind.__name__}
+    assert (report.left, report.note) == ({}, "")
+    assert isinstance(layer, (torchconv.Conv1d, torchconv.ConvTranspose2d))
+    assert isinstance(layer, kind)
+    assert all(a is b for a, b in zip(parameters, layer.parameters(), strict=True))
+    with torch.profiler.profile() as profile:
+        close(model(x), expected)
+    assert any(event.name.startswith("torchconv::") for event in profile.events())
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(again[0]) is type(layer)
+        assert torch.equal(again(x), model(x))
+    assert revert(model).changed == {"0": kind.__name__}
+    assert type(layer) is kind
+    assert vars(layer) == state
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4), (2, 3, 4, 4)], ids=["Conv1d", "ConvTranspose2d"])
+def test_other_lazy_layers_change_when_they_know_their_size(size):
+    kind = "Conv1d" if len(size) == 3 else "ConvTranspose2d"
+    layer = getattr(nn, f"Lazy{kind}")(4, 3)
+    assert convert(layer).changed == {"": f"Lazy{kind}"}
+    assert convert(layer).note == "1 layer is torchconv's already"
+    layer(torch.randn(size))
+    assert type(layer) is getattr(torchconv, kind)
+
+
+class DeformConv2d(nn.Module):
+    """Of another library."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 3, 3, 3))
+
+
+class Conv1D(nn.Module):
+    """A matrix, as in GPT-2."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 3))
+
+
+class ConvertImageDtype(nn.Module):
+    """No convolution."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_convolution_that_is_left_alone_is_listed():
+    traced = torch.jit.trace(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()), torch.ones(1, 1, 2, 2))
+    model = nn.ModuleDict(
+        {
+            "volume": nn.Conv3d(1, 1, 1),
+            "transposed": nn.Sequential(nn.ConvTranspose1d(1, 1, 1), nn.ConvTranspose3d(1, 1, 1)),
+            "parametrized": parametrizations.weight_norm(nn.Conv3d(1, 1, 1)),
+            "lazy": nn.LazyConv3d(1, 1),
+            "quantized": torch.ao.nn.quantized.Conv2d(1, 1, 1),
+            "traced": traced,
+            "other": DeformConv2d(),
+            "none": nn.Sequential(Conv1D(), ConvertImageDtype(), nn.Linear(1, 1), nn.Unfold(3)),
+        }
+    )
+    report = convert(model)
+    assert (report.changed, report.note) == ({}, "")
+    assert report.left == {
+        "volume": "torchconv has no counterpart of torch.nn.Conv3d",
+        "transposed.0": "torchconv has no counterpart of torch.nn.ConvTranspose1d",
+        "transposed.1": "torchconv has no counterpart of torch.nn.ConvTranspose3d",
+        "parametrized": "torchconv has no counterpart of torch.nn.Conv3d",
+        "lazy": "LazyConv3d is a lazy class without a counterpart in torchconv",
+        "quantized": "torchconv has no counterpart of torch.ao.nn.quantized.modules.conv.Conv2d",
+        "traced.0": "Conv2d is compiled by torch.jit: convert the model before that",
+        "other": f"torchconv has no counterpart of {__name__}.DeformConv2d",
+    }
+    mixed = settled(nn.Sequential(nn.Conv3d(1, 1, 1), nn.ReLU(), nn.Flatten(1, 2), nn.Conv2d(2, 1, 1)))
+    folded = convert(mixed, fold_activation=True)
+    assert folded.left == {"0": "torchconv has no counterpart of torch.nn.Conv3d"}
+    assert folded.changed == {"3": "Conv2d"}
+
+
+def test_the_report_says_why_nothing_changed():
+    nothing = "the model has no torch.nn.Conv1d, Conv2d or ConvTranspose2d; functions, such as "
+    for model in (nn.Linear(1, 1), nn.Sequential()):
+        report = convert(model)
+        assert report.note.startswith(nothing)
+        assert str(report) == f"0 layers changed, 0 left as they were\n{report.note}"
+    with converting() as report:
+        nn.Sequential(nn.ReLU())
+    assert report.note.startswith(nothing)
+    model = nn.Sequential(Conv2d(3, 4, 3), torchconv.Conv1d(3, 4, 3))
+    assert convert(model).note == "2 layers are torchconv's already"
+    assert str(convert(nn.Conv2d(3, 4, 3))) == "(the model)  Conv2d\n1 layer changed, 0 left as they were"
+    assert revert(nn.ReLU()).note == "the model has no Conv1d, Conv2d or ConvTranspose2d of torchconv"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_activations_are_folded_into_conv1d(norm):
+    model = settled(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), nn.Tanh()))
+    x = torch.randn(2, 3, 9)
+    report = convert(model, fold_activation=True, fold_batchnorm=norm)
+    assert report.folded == {"0": ["ReLU"]}
+    assert str(report).startswith("0  Conv1d + ReLU\n2  Conv1d\n2 layers changed, 1 has something folded in")
+    close(report.model(x), model(x))
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, but got function"):
         convert(lambda x: x)
@@ -295,7 +642,7 @@ def test_the_report_of_a_model_that_was_converted_before():
     convert(model)
     report = convert(model, fold_activation=True)
     assert report.changed == {}
-    assert str(report) == "0  Conv2d + ReLU\n0 layers changed, 1 have something folded in, 0 left as they were"
+    assert str(report) == "0  Conv2d + ReLU\n0 layers changed, 1 has something folded in, 0 left as they were"
 
 
 def test_wrapped_models_are_not_folded():
@@ -396,7 +743,9 @@ def test_where_torch_fx_cannot_trace_nothing_is_folded():
     x = torch.randn(2, 3, 6, 6)
     report = convert(model, fold_activation=True, fold_batchnorm=True)
     assert report.folded == {}
-    assert report.left[""].startswith("nothing is folded, since torch.fx cannot trace the model: symbolically traced")
+    assert report.note.startswith("nothing is folded, since torch.fx cannot trace the model: symbolically traced")
+    assert report.left == {}
+    assert str(report).endswith(f"2 layers changed, 0 left as they were\n{report.note}")
     assert list(report.changed) == ["first.0", "second.0"]
     assert type(report.model) is Untraceable
     assert isinstance(report.model.first[0], Conv2d)

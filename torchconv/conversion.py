@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
 from torchconv import _C, folding
 from torchconv.fake import FLOATS
-from torchconv.module import Conv2d
+from torchconv.module import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
 from torchconv.modules import qualified_name, unwrapped
 
+#: What the layers of torch.nn become, and what lazy ones become when their first input has come.
+OURS: dict[type, type] = {nn.Conv2d: Conv2d, nn.Conv1d: Conv1d, nn.ConvTranspose2d: ConvTranspose2d}
+LAZY: dict[type, type] = {
+    nn.LazyConv2d: Conv2d,
+    nn.LazyConv1d: Conv1d,
+    nn.LazyConvTranspose2d: ConvTranspose2d,
+}
+Ours = (Conv2d, Conv1d, ConvTranspose2d)
 #: The classes of other libraries whose forward is a convolution with TensorFlow's "same" padding.
 SAME = {"timm.layers.conv2d_same.Conv2dSame"}
 DEVICES = {"cpu", "meta"} if _C.build_info()["cuda"] == "no" else {"cpu", "cuda", "meta"}
 DTYPES = (*FLOATS, torch.complex64, torch.complex128)
+NOTHING = (
+    "the model has no torch.nn.Conv1d, Conv2d or ConvTranspose2d; functions, such as torch.nn.functional.conv2d, and "
+    "models from torch.jit and torch.export are not seen"
+)
 
 
 @dataclass
@@ -32,32 +47,39 @@ class Report:
         model: the model. With folding, a new torch.fx.GraphModule.
         changed: the names of the layers that changed, and their new class.
         folded: the names of the layers that something was folded into, and what.
-        left: the names of the layers that stayed as they were, and why.
+        left: the names of the convolutions that stayed as they were, and why.
+        note: why nothing was folded, or why nothing changed; or "".
     """
 
     model: nn.Module
     changed: dict[str, str] = field(default_factory=dict)
     folded: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def __str__(self) -> str:
-        kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
+        kinds = {name: type(self.model.get_submodule(name)).__name__ for name in self.folded} | self.changed
         rows = [(name, " + ".join([kind, *self.folded.get(name, ())])) for name, kind in kinds.items()]
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
-        width = max((len(name) for name, _ in rows), default=0)
+        width = max((len(name or "(the model)") for name, _ in rows), default=0)
         lines = [f"{name or '(the model)':{width}}  {what}" for name, what in rows]
-        folded = f", {len(self.folded)} have something folded in" if self.folded else ""
-        return "\n".join([*lines, f"{len(self.changed)} layers changed{folded}, {len(self.left)} left as they were"])
+        changed, folded, left = len(self.changed), len(self.folded), len(self.left)
+        counts = [f"{changed} layer{'s' * (changed != 1)} changed"]
+        if folded:
+            counts.append(f"{folded} {'has' if folded == 1 else 'have'} something folded in")
+        counts.append(f"{left} left as {'it was' if left == 1 else 'they were'}")
+        return "\n".join([*lines, ", ".join(counts), *filter(None, [self.note])])
 
 
 def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: bool = False) -> Report:
-    """Make every torch.nn.Conv2d inside the model a torchconv.Conv2d; its results change by rounding only.
+    """Make every torch.nn.Conv2d, Conv1d and ConvTranspose2d inside the model torchconv's; results change by rounding.
 
     A layer changes its class and stays the same object: parameters, buffers, hooks, optimizers, shared layers and
-    references from elsewhere remain as they are. Lazy layers change when their first input has come, parametrized ones
-    keep their parametrizations, and timm's Conv2dSame gets padding="same". Subclasses change if they have no forward of
-    their own (they remain instances of their class); all others are left alone and reported, as are layers on devices
-    and of dtypes that torchconv has no kernels for. Functions (torch.nn.functional.conv2d) are not seen.
+    references from elsewhere remain as they are, and nothing is computed. Lazy layers change when their first input has
+    come, parametrized ones keep their parametrizations, and timm's Conv2dSame gets padding="same". Subclasses change if
+    they have no forward of their own (they remain instances of their class). All other convolutions are left alone and
+    reported: other kinds (Conv3d, quantized, compiled by torch.jit, ...), and layers on devices and of dtypes that
+    torchconv has no kernels for. Functions (torch.nn.functional.conv2d) are not seen.
 
     With `fold_activation` or `fold_batchnorm` the model is left alone altogether, and `report.model` is a new one, a
     torch.fx.GraphModule that shares its parameters and layers: the order of the calls is found by torch.fx. It stays in
@@ -65,10 +87,10 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
     Of a model that torch.fx cannot trace nothing is folded, and the report says so.
 
     Args:
-        model: with layers of any kind; may be a torch.nn.Conv2d itself.
+        model: with layers of any kind; may be a convolution itself.
         fold_activation: a relu, leaky_relu, relu6, sigmoid or tanh (layer, function or method) that alone follows a
-            convolution is done by the convolution.
-        fold_batchnorm: for inference: a BatchNorm2d that alone follows a convolution is multiplied into its weights and
+            Conv2d or Conv1d is done by the convolution.
+        fold_batchnorm: for inference: a BatchNorm2d that alone follows a Conv2d is multiplied into its weights and
             bias, which become new parameters.
 
     Returns:
@@ -89,19 +111,19 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
             raise ValueError(f"fold before the model is wrapped or compiled, but got {type(model).__name__}")
         report.model, reason = folding.fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
         if reason is not None:
-            report.left[""] = f"nothing is folded, since torch.fx cannot trace the model: {reason}"
+            report.note = f"nothing is folded, since torch.fx cannot trace the model: {reason}"
     else:
         for name, layer in model.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                convert_into(report)(name, layer)
+            convert_into(report)(name, layer)
+    report.note = report.note or hint(report)
     return report
 
 
 def revert(model: nn.Module) -> Report:
-    """Make every torchconv.Conv2d inside the model what `convert` has found it as, or else a torch.nn.Conv2d; in place.
+    """Make every Conv2d, Conv1d and ConvTranspose2d of torchconv what `convert` has found it as, or else torch.nn's.
 
-    Layers that torch.nn.Conv2d cannot be are left alone and reported: with an activation, with four different
-    paddings, with padding="same" and strides.
+    It happens in place. Layers that torch.nn's cannot be are left alone and reported: with an activation, with
+    different paddings on opposite sides, with padding="same" and strides.
 
     Returns:
         a Report.
@@ -113,20 +135,22 @@ def revert(model: nn.Module) -> Report:
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     report = Report(model)
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.LazyConv2d):
+        if type(layer) in LAZY:
             vars(layer).pop("cls_to_become", None)
-        elif isinstance(layer, Conv2d):
+        elif isinstance(layer, Ours):
             reason = revert_layer(layer)
             if reason is None:
                 report.changed[name] = type(layer).__name__
             else:
                 report.left[name] = reason
+    if not report.changed and not report.left:
+        report.note = "the model has no Conv1d, Conv2d or ConvTranspose2d of torchconv"
     return report
 
 
 @contextmanager
 def converting() -> Iterator[Report]:
-    """Within the block, convert every torch.nn.Conv2d that becomes part of a module, wherever models are built.
+    """Within the block, convert each convolution that becomes part of a module, wherever models are built.
 
     with torchconv.converting() as report:
         model = torchvision.models.resnet50()
@@ -137,7 +161,7 @@ def converting() -> Iterator[Report]:
     report = Report(nn.Module())
 
     def hook(parent: nn.Module, name: str, layer: nn.Module | None) -> None:
-        if isinstance(layer, nn.Conv2d):
+        if layer is not None:
             convert_into(report)(f"{type(parent).__name__}.{name}", layer)
 
     handle = register_module_module_registration_hook(hook)
@@ -145,14 +169,15 @@ def converting() -> Iterator[Report]:
         yield report
     finally:
         handle.remove()
+        report.note = hint(report)
 
 
 def convert_into(report: Report) -> folding.Convert:
     """A function of a name and a layer, which converts the layer, if it can, and writes to the report what it did."""
 
-    def write(name: str, layer: nn.Conv2d) -> bool:
-        if isinstance(layer, Conv2d):
-            return True
+    def write(name: str, layer: nn.Module) -> bool:
+        if is_ours(layer) or not is_convolution(layer):
+            return is_ours(layer)
         reason = convert_layer(layer)
         if reason is None:
             report.changed[name] = type(layer).__name__
@@ -163,33 +188,76 @@ def convert_into(report: Report) -> folding.Convert:
     return write
 
 
+def hint(report: Report) -> str:
+    """Why nothing changed."""
+    if report.changed or report.folded or report.left:
+        return ""
+    known = sum(is_ours(layer) for layer in report.model.modules())
+    return f"{known} layer{'s are' if known > 1 else ' is'} torchconv's already" if known else NOTHING
+
+
 # ------------------------------------------------------------------------------------------------------------- layers
 
 
-def convert_layer(layer: nn.Conv2d) -> str | None:
+def is_ours(layer: nn.Module) -> bool:
+    return isinstance(layer, Ours) or (isinstance(layer, LazyModuleMixin) and layer.cls_to_become in Ours)
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    """Whether it is a convolution of torch.nn, or by its name one of another kind: quantized, compiled, ..."""
+    if isinstance(layer, _ConvNd):
+        return True
+    name, weight = class_name(layer), stored(layer, "weight")
+    is_matrix = isinstance(weight, Tensor) and weight.dim() < 3  # as in the Conv1D of transformers
+    is_named_so = re.search(r"Conv(olution)?(?![a-z])", name.rpartition(".")[2])  # not Convert...
+    return bool(is_named_so) and not layer._modules and not is_matrix and not name.startswith("torchconv.")
+
+
+def class_name(layer: nn.Module) -> str:
+    cls: Any = parametrize.type_before_parametrizations(layer)
+    if isinstance(layer, torch.jit.ScriptModule):
+        return str(layer.original_name)
+    return qualified_name(cls).replace("torch.nn.modules.conv.", "torch.nn.")
+
+
+def stored(layer: nn.Module, name: str) -> Any:
+    """An attribute as it is stored. What is computed when it is read (a parametrization, a property) is None."""
+    for place in (vars(layer), layer._parameters, layer._buffers, layer._modules):
+        if name in place:
+            return place[name]
+    return None
+
+
+def convert_layer(layer: Any) -> str | None:
     """Change the layer's class; the reason if that is not possible."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        return f"{class_name(layer)} is compiled by torch.jit: convert the model before that"
     cls: Any = type(layer)
-    if "forward" in vars(layer) or "_conv_forward" in vars(layer):
-        return "its forward has been replaced"
-    for name in ("activation", "negative_slope"):
-        if hasattr(layer, name):
-            return f"it has an attribute {name} of its own"
-    if isinstance(layer, nn.LazyConv2d):
-        if cls is not nn.LazyConv2d:
-            return f"{cls.__name__} is a lazy class of its own"
-        vars(layer)["cls_to_become"] = Conv2d
-        return None
-    weight = layer.weight
-    if weight.device.type not in DEVICES:
-        return f"torchconv has no kernels for the device {weight.device}"
-    if weight.dtype not in DTYPES:
-        return f"torchconv has no kernels for {weight.dtype}"
     base: Any = parametrize.type_before_parametrizations(layer)
-    if not pads_same(base) and (
-        base.forward is not nn.Conv2d.forward or base._conv_forward is not nn.Conv2d._conv_forward
-    ):
+    if cls in LAZY:
+        vars(layer)["cls_to_become"] = LAZY[cls]
+        return None
+    if isinstance(layer, LazyModuleMixin):
+        return f"{base.__name__} is a lazy class without a counterpart in torchconv"
+    kind = next((kind for kind in OURS if isinstance(layer, kind)), None)
+    if kind is None:
+        return f"torchconv has no counterpart of {class_name(layer)}"
+    methods = [name for owner, name in METHODS if owner is kind]
+    if any(name in vars(layer) for name in methods):
+        return "its forward has been replaced"
+    if replaced := replaced_method(kind):
+        return f"{replaced} has been replaced"
+    if kind is not nn.ConvTranspose2d:
+        for name in ("activation", "negative_slope"):
+            if hasattr(cls, name) or stored(layer, name) is not None:
+                return f"it has an attribute {name} of its own"
+    if reason := reason_of_weight(layer):
+        return reason
+    if not pads_same(base) and any(getattr(base, name) is not getattr(kind, name) for name in methods):
         return f"{base.__name__} has a forward of its own"
-    if base.__reduce_ex__ is not nn.Conv2d.__reduce_ex__ or base.__reduce__ is not nn.Conv2d.__reduce__:
+    if pads_same(base) and layer.padding_mode != "zeros":
+        return f"{base.__name__} pads with zeros, but has padding_mode={layer.padding_mode!r}"
+    if base.__reduce_ex__ is not kind.__reduce_ex__ or base.__reduce__ is not kind.__reduce__:
         return f"{base.__name__} is copied and pickled in a way of its own"
     try:
         layer.__class__ = twin(base) if base is cls else rebased(cls, twin(base))
@@ -200,22 +268,34 @@ def convert_layer(layer: nn.Conv2d) -> str | None:
     return None
 
 
+def reason_of_weight(layer: nn.Module) -> str | None:
+    """Why torchconv has no kernels for the weights of a layer, if so; they are not computed for that."""
+    weight = stored(layer, "weight")
+    is_stored = isinstance(weight, Tensor)
+    for tensor in [weight] if is_stored else [*layer.parameters(), *layer.buffers()]:
+        if tensor.device.type not in DEVICES:
+            return f"torchconv has no kernels for the device {tensor.device}"
+        if tensor.dtype not in DTYPES and (is_stored or tensor.is_floating_point()):
+            return f"torchconv has no kernels for {tensor.dtype}"
+    return None
+
+
 def pads_same(cls: type) -> bool:
     return qualified_name(cls) in SAME
 
 
-def revert_layer(layer: Conv2d) -> str | None:
+def revert_layer(layer: Any) -> str | None:
     """The inverse of convert_layer."""
     cls = type(layer)
     base: Any = parametrize.type_before_parametrizations(layer)
-    if base is not Conv2d and not hasattr(base, "converted_from"):
+    if base not in Ours and not hasattr(base, "converted_from"):
         return f"{base.__name__} is a class of its own"
-    original: Any = getattr(base, "converted_from", nn.Conv2d)
-    if layer.activation is not None:
+    original: Any = getattr(base, "converted_from", next(kind for kind in OURS if isinstance(layer, kind)))
+    if getattr(layer, "activation", None) is not None:
         return f"{original.__name__} has no activation, and this layer has {layer.activation!r}"
     if not pads_same(original) and layer.padding == "same" and max(layer.stride) > 1:
         return f"{original.__name__} has no padding='same' with stride={layer.stride}"
-    if isinstance(layer.padding, (tuple, list)) and len(layer.padding) == 4:
+    if isinstance(layer.padding, (tuple, list)) and len(layer.padding) > len(layer.kernel_size):
         return f"{original.__name__} has no padding={layer.padding}"
     layer.__class__ = original if base is cls else rebased(cls, original)
     if pads_same(original):
@@ -227,17 +307,22 @@ def revert_layer(layer: Conv2d) -> str | None:
 
 @functools.cache
 def twin(cls: Any) -> Any:
-    """The class that a layer of this class becomes: torchconv.Conv2d, and of this class, too, if it is a subclass."""
-    if cls is nn.Conv2d:
-        return Conv2d
+    """The class that a layer of this class becomes: torchconv's, and of this class, too, if it is a subclass.
+
+    It derives from this class first, so that replacing a method there still replaces it here.
+    """
+    kind: Any = next(kind for kind in OURS if issubclass(cls, kind))
+    ours: Any = OURS[kind]
+    if cls is kind:
+        return ours
 
     def reduce(self: Any, protocol: Any) -> Any:
         """For pickle and copy, which would look for this class under the name of `cls`."""
-        reduced: Any = nn.Module.__reduce_ex__(self, protocol)
+        reduced: Any = ours.__reduce_ex__(self, protocol)
         return new_twin, (cls,), *reduced[2:]
 
     body = {"__module__": cls.__module__, "__reduce_ex__": reduce, "converted_from": cls}
-    return type(cls.__name__, (Conv2d, cls), body)
+    return type(cls.__name__, (ours, cls) if pads_same(cls) else (cls, ours), body)
 
 
 def new_twin(cls: Any) -> Any:

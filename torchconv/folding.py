@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
-from torchconv.module import Conv2d
+from torchconv.module import Conv1d, Conv2d, replaced_method
 from torchconv.modules import left_alone, qualified_name, shallow_copy
 
 F = torch.nn.functional
-Convert = Callable[[str, nn.Conv2d], bool]
+Convert = Callable[[str, nn.Module], bool]
 
 #: The activation that a layer, a function or a method of tensors computes.
 LAYERS: dict[Any, str] = {
@@ -41,6 +43,8 @@ FUNCTIONS: dict[Any, str] = {
 }
 #: The classes of other libraries that are a BatchNorm2d followed by their children `drop` and `act`.
 AND_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
+#: What can be converted.
+CONVOLUTIONS = (nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d)
 METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 
 
@@ -48,7 +52,7 @@ class Tracer(fx.Tracer):
     """Convolutions and batch normalisations are single calls, whatever their class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or type(m).__module__.startswith("torchconv.")
+        own = isinstance(m, (_ConvNd, _BatchNorm)) or type(m).__module__.startswith("torchconv.")
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -57,7 +61,7 @@ def fold(
 ) -> tuple[nn.Module, str | None]:
     """A model of the same parameters and results, in which convolutions do what follows them; or why there is none.
 
-    `convert(name, layer)` makes a layer a torchconv.Conv2d, if it can. What is folded into which layer is written to
+    `convert(name, layer)` makes a layer one of torchconv's, if it can. What is folded into which layer is written to
     `folded`. A model that torch.fx cannot trace comes back with other convolutions, and nothing folded.
     """
     try:
@@ -72,15 +76,18 @@ def fold(
         return with_other_layers(model, convert), str(error).partition("\n")[0]
     for node in graph.nodes:
         layer = called(traced, node)
-        if not isinstance(layer, nn.Conv2d):
+        if layer is None:
             continue
         target = str(node.target)
+        if not isinstance(layer, CONVOLUTIONS):
+            convert(target, layer)  # which says why it is left alone, if it is a convolution
+            continue
         calls = sum(called(traced, other) is layer for other in graph.nodes)
         # Its weights, where the code of the model reads them by itself.
         reads = any(other.op == "get_attr" and str(other.target).startswith(f"{target}.") for other in graph.nodes)
         layer = shallow_copy(layer)
         put(traced, target, layer)
-        if convert(target, layer) and isinstance(layer, Conv2d) and calls == 1 and not has_hooks(layer):
+        if convert(target, layer) and isinstance(layer, (Conv2d, Conv1d)) and calls == 1 and not has_hooks(layer):
             parts = fold_into(traced, node, layer, activation, batchnorm and not reads)
             if parts:
                 folded[target] = parts
@@ -101,8 +108,7 @@ def with_other_layers(model: nn.Module, convert: Convert) -> nn.Module:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     other = copy.deepcopy(model, shared)
     for name, layer in other.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            convert(name, layer)
+        convert(name, layer)
     return other
 
 
@@ -113,7 +119,10 @@ def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
 def has_hooks(module: nn.Module | None) -> bool:
     """Whether somebody looks at its calls, computes its weights before them, or has replaced its forward."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for kind in kinds) or (module is not None and "forward" in vars(module))
+    if module is None:
+        return False
+    replaced = any(isinstance(module, cls) and replaced_method(cls) for cls in CONVOLUTIONS)
+    return replaced or "forward" in vars(module) or any(getattr(module, kind, None) for kind in kinds)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -121,7 +130,9 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def fold_into(traced: fx.GraphModule, node: fx.Node, layer: Conv2d, activation: bool, batchnorm: bool) -> list[str]:
+def fold_into(
+    traced: fx.GraphModule, node: fx.Node, layer: Conv2d | Conv1d, activation: bool, batchnorm: bool
+) -> list[str]:
     """Fold into a layer what alone follows its call, and take that out of the graph; its names."""
     parts = []
 
@@ -137,7 +148,8 @@ def fold_into(traced: fx.GraphModule, node: fx.Node, layer: Conv2d, activation: 
         traced.graph.erase_node(next_node)
 
     following = follower()
-    norm: Any = called(traced, following) if following is not None and batchnorm else None
+    is_2d = isinstance(layer, Conv2d)  # a BatchNorm1d takes an unbatched [K, L] for a batch of K
+    norm: Any = called(traced, following) if following is not None and batchnorm and is_2d else None
     if following is not None and is_foldable(norm) and not is_parametrized(layer):
         layer.weight, layer.bias = fuse_conv_bn_weights(
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -69,6 +69,11 @@ def conv2d(
             conv2d, input, weight, bias, stride, padding, dilation, groups,
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
+    if input.is_mkldnn:
+        return of_mkldnn(
+            conv2d, torch.nn.functional.conv2d, input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
     dim = input.dim()
     if dim == 3:
         batch = conv2d(
@@ -134,6 +139,11 @@ def conv1d(
             conv1d, input, weight, bias, stride, padding, dilation, groups,
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
+    if input.is_mkldnn:
+        return of_mkldnn(
+            conv1d, torch.nn.functional.conv1d, input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
     if input.dim() not in (2, 3):
         raise RuntimeError(
             f"Expected 2D (unbatched) or 3D (batched) input to conv1d, but got input of size: {list(input.shape)}"
@@ -195,6 +205,10 @@ def conv_transpose2d(
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         return stand_in(
             conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
+        )  # fmt: skip
+    if input.is_mkldnn:
+        return torch.nn.functional.conv_transpose2d(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
     dim = input.dim()
     if dim == 3:
@@ -267,6 +281,20 @@ def stand_in(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any
         return handle_torch_function(function, (input, weight, bias), input, weight, bias, *args, **options)
     name, value = ("weight", weight) if isinstance(input, Tensor) else ("input", input)
     raise TypeError(f"{function.__name__}(): argument '{name}' must be Tensor, not {type(value).__name__}")
+
+
+def of_mkldnn(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, groups: int, *, activation: str | None, negative_slope: float,
+) -> Tensor:  # fmt: skip
+    """The call for an input in oneDNN's layout: torch's own function, or ours for a dense copy."""
+    paddings = padding if isinstance(padding, (tuple, list)) else (padding,)
+    if activation is None and len(paddings) < input.dim() - 1 and all(isinstance(value, int) for value in paddings):
+        return torchs(input, weight, bias, stride, padding, dilation, groups)
+    return ours(
+        input.to_dense(), weight, bias, stride, padding, dilation, groups,
+        activation=activation, negative_slope=negative_slope,
+    ).to_mkldnn()  # fmt: skip
 
 
 def check_types(bias: object, function: str, **numbers: Sequence[Any]) -> None:

@@ -2,15 +2,109 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchconv.activations import check_activation
+from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.geometry import Padding, beside_one_row, explicit_padding, four_sided, same_padding
+from torchconv.geometry import Padding, beside_one_row, explicit_padding, four_sided, same_padding, spatial_size
+from torchconv.modules import shallow_copy
+
+
+def torchs(function: Any) -> Any:
+    """A method of torch.nn's convolutions, or None if it has been replaced before torchconv was imported."""
+    return function if getattr(function, "__globals__", None) is vars(torch.nn.modules.conv) else None
+
+
+#: The methods that our layers replace. If one is replaced in torch.nn for the whole process, ours delegate to it.
+METHODS = {
+    (cls, name): torchs(getattr(cls, name))
+    for cls in (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    for name in ("forward", "_conv_forward")
+    if hasattr(cls, name)
+}
+
+
+CONV1D_FORWARD = METHODS[torch.nn.Conv1d, "_conv_forward"]
+CONV2D_FORWARD = METHODS[torch.nn.Conv2d, "_conv_forward"]
+TRANSPOSE2D_FORWARD = METHODS[torch.nn.ConvTranspose2d, "forward"]
+
+
+def replaced_method(cls: type) -> str | None:
+    """The name of a method of this class of torch.nn that is not torch's own."""
+    for (owner, name), original in METHODS.items():
+        if cls is owner and getattr(cls, name) is not original:
+            return f"torch.nn.{cls.__name__}.{name}"
+    return None
+
+
+def delegate(layer: Any, method: Callable[..., Tensor], *args: Any) -> Tensor:
+    """The call of a method of torch.nn, then the activation, of which that method does not know."""
+    if layer.activation is None:
+        return method(layer, *args)
+    linear = shallow_copy(layer)
+    linear.activation = None
+    return ACTIVATIONS[layer.activation].apply(method(linear, *args), layer.negative_slope)
+
+
+def fast_forward(cls: Any) -> Any:
+    """The forward of Conv1d or Conv2d of torch.nn, with less overhead."""
+    original = METHODS[cls, "forward"]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if cls.forward is not original:
+            return delegate(self, cls.forward, input)
+        # Module.__getattr__ takes as long as a third of a small convolution.
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # parametrized or pruned
+            weight, bias = self.weight, self.bias
+        return self._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+
+    return forward
+
+
+def padding_of_mode(layer: Any, input: Tensor, weight: Tensor) -> Any:
+    """The padding of a layer whose padding_mode is not "zeros", as torch.nn.functional.pad takes it.
+
+    As in torch.nn, it is a list of the layer, which some users edit. Only for padding="same" with strides it depends on
+    the size of the input.
+    """
+    if layer.padding != "same" or layer.stride in (1, (1,), (1, 1)):
+        return layer._reversed_padding_repeated_twice
+    kernel = weight.shape[2:]
+    sizes = spatial_size(input)[-len(kernel) :]
+    sides = [same_padding(*dimension) for dimension in zip(sizes, kernel, layer.stride, layer.dilation, strict=True)]
+    return [side for before_after in reversed(sides) for side in before_after]
+
+
+#: Functions of torch that take any torch.nn.Conv2d for a linear map, and would silently drop or misplace an activation.
+#: The first one copies the layer, the second one asks it for its children.
+LINEAR_USES = {
+    ("torch.nn.utils.fusion", "fuse_conv_bn_eval"): "torch.nn.utils.fuse_conv_bn_eval",
+    ("torch.utils.mkldnn", "m_fn_rec"): "torch.utils.mkldnn.to_mkldnn",
+}
+
+
+def refuse_linear_use(layer: Any) -> None:
+    """Raise a ValueError if the layer has an activation, and one of LINEAR_USES has called the method that asks."""
+    if layer.activation is None:
+        return
+    frame = sys._getframe(2)
+    for _ in range(3):  # through copy.deepcopy and the method of a subclass
+        function = LINEAR_USES.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        if function:
+            raise ValueError(
+                f"{function} takes a convolution without an activation, but got activation={layer.activation!r}"
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
 
 
 class Activated:
@@ -19,6 +113,15 @@ class Activated:
     # Here too for layers of torch.nn that became one of ours by assignment to __class__.
     activation: str | None = None
     negative_slope: float = 0.01
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_linear_use(self)
+        return super().__reduce_ex__(protocol)
+
+    def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        refuse_linear_use(self)
+        children: Iterator[tuple[str, torch.nn.Module]] = super().named_children()  # type: ignore[misc]
+        return children
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[misc]
@@ -95,19 +198,14 @@ class Conv2d(Activated, torch.nn.Conv2d):
         self.activation = activation
         self.negative_slope = negative_slope
 
-    def forward(self, input: Tensor) -> Tensor:
-        # Module.__getattr__ takes as long as a third of a small convolution; parametrized tensors are elsewhere.
-        parameters = self._parameters
-        weight: Any = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
-        return self._conv_forward(input, weight, bias)
+    forward = fast_forward(torch.nn.Conv2d)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.nn.Conv2d._conv_forward is not CONV2D_FORWARD:
+            return delegate(self, torch.nn.Conv2d._conv_forward, input, weight, bias)
         padding: Padding = self.padding
         if self.padding_mode != "zeros":
-            top, bottom, left, right = four_sided(padding, input, weight, self.stride, self.dilation)
-            input = pad(input, (left, right, top, bottom), mode=self.padding_mode)
-            padding = 0
+            input, padding = pad(input, padding_of_mode(self, input, weight), mode=self.padding_mode), 0
         return conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -166,14 +264,14 @@ class Conv1d(Activated, torch.nn.Conv1d):
         self.activation = activation
         self.negative_slope = negative_slope
 
+    forward = fast_forward(torch.nn.Conv1d)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.nn.Conv1d._conv_forward is not CONV1D_FORWARD:
+            return delegate(self, torch.nn.Conv1d._conv_forward, input, weight, bias)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            if padding == "same":
-                sides = same_padding(input.shape[-1], weight.shape[-1], self.stride[0], self.dilation[0])
-            else:
-                sides = (0, 0) if padding == "valid" else beside_one_row(padding)[2:]
-            input, padding = pad(input, sides, mode=self.padding_mode), 0
+            input, padding = pad(input, padding_of_mode(self, input, weight), mode=self.padding_mode), 0
         return conv1d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -192,6 +290,13 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if torch.nn.ConvTranspose2d.forward is not TRANSPOSE2D_FORWARD:
+            return torch.nn.ConvTranspose2d.forward(self, input, output_size)
+        if self.padding_mode != "zeros":
+            raise ValueError(
+                "Only `zeros` padding mode is supported for ConvTranspose2d, "
+                f"but got padding_mode={self.padding_mode!r}"
+            )
         padding: Any = self.padding
         output_padding = self._output_padding(
             input, output_size, self.stride, padding, self.kernel_size, 2, self.dilation  # type: ignore[arg-type]

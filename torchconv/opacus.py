@@ -12,7 +12,7 @@ from torchconv import autograd
 from torchconv.activations import ACTIVATIONS
 from torchconv.geometry import beside_one_row, four_sided, pair, single
 from torchconv.implementations import choice
-from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
+from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, padding_of_mode
 
 try:
     from opacus.grad_sample import register_grad_sampler
@@ -60,6 +60,8 @@ def per_sample_gradients(layer: Layer, activations: list[Tensor], backprops: Ten
 def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
     """[N, *size of the weight], of the input of a layer and the gradient of what its activation is applied to."""
     w, padding = layer.weight, cast(Any, layer.padding)
+    if layer.padding_mode != "zeros":
+        x, padding = pad(x, padding_of_mode(layer, x, w), mode=layer.padding_mode), 0
     if isinstance(layer, Conv1d):  # images of one row
         x, w, dz = (tensor.unsqueeze(-2) for tensor in (x, w, dz))
         stride, dilation = (1, single("stride", layer.stride)), (1, single("dilation", layer.dilation))
@@ -76,9 +78,6 @@ def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
         sides = padding[0], rows - x.shape[2], padding[1], cols - x.shape[3]
     else:
         sides = four_sided(padding, x, w, stride, dilation)
-        if layer.padding_mode != "zeros":
-            top, bottom, left, right = sides
-            x, sides = pad(x, (left, right, top, bottom), mode=layer.padding_mode), (0, 0, 0, 0)
     geometry = (stride, sides, dilation, layer.groups, choice.name)
 
     def of_sample(x: Tensor, dz: Tensor) -> Tensor:
