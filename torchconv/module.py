@@ -1,4 +1,4 @@
-"""torchconv.Conv2d, Conv1d and ConvTranspose2d: torch.nn's, and more."""
+"""torchconv.Conv2d, Conv1d and ConvTranspose2d, and their lazy forms: torch.nn's, and more."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from torchconv.activations import check_activation
-from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.geometry import Padding, beside_one_row, explicit_padding, four_sided, same_padding
+from torchconv.functional import conv1d, conv2d, conv_transpose2d, padded
+from torchconv.geometry import (
+    Padding, as_ints, as_padding, beside_one_row, explicit_padding, four_sided, same_padding,
+)  # fmt: skip
 
 
 class Activated:
@@ -71,7 +72,10 @@ class Conv2d(Activated, torch.nn.Conv2d):
         negative_slope: float = 0.01,
     ) -> None:
         check_activation(activation, negative_slope)
+        kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
+        groups = as_ints(groups)
         # torch.nn.Conv2d is given a padding that it knows; what it does not know is set right below.
+        padding = as_padding(padding)
         known: Any = padding
         beyond = None  # top, bottom, left, right
         if padding == "same":
@@ -105,8 +109,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Padding = self.padding
         if self.padding_mode != "zeros":
-            top, bottom, left, right = four_sided(padding, input, weight, self.stride, self.dilation)
-            input = pad(input, (left, right, top, bottom), mode=self.padding_mode)
+            input = padded(input, padding, weight, self.stride, self.dilation, self.padding_mode)
             padding = 0
         return conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
@@ -147,7 +150,10 @@ class Conv1d(Activated, torch.nn.Conv1d):
         negative_slope: float = 0.01,
     ) -> None:
         check_activation(activation, negative_slope)
+        kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
+        groups = as_ints(groups)
         # As in Conv2d: torch.nn.Conv1d is given a padding that it knows.
+        padding = as_padding(padding)
         known: Any = padding
         if padding == "same":
             known = "valid"
@@ -169,11 +175,8 @@ class Conv1d(Activated, torch.nn.Conv1d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            if padding == "same":
-                sides = same_padding(input.shape[-1], weight.shape[-1], self.stride[0], self.dilation[0])
-            else:
-                sides = (0, 0) if padding == "valid" else beside_one_row(padding)[2:]
-            input, padding = pad(input, sides, mode=self.padding_mode), 0
+            input = padded(input, padding, weight, self.stride, self.dilation, self.padding_mode)
+            padding = 0
         return conv1d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -199,3 +202,77 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, padding, output_padding, self.groups, self.dilation
         )
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConv2d(...)`: a torchconv.Conv2d that takes in_channels from its first input.
+
+    Args:
+        out_channels, kernel_size, ...: those of torchconv.Conv2d, without in_channels.
+    """
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(activation, negative_slope)
+        super().__init__(
+            out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConv1d(...)`: a torchconv.Conv1d that takes in_channels from its first input.
+
+    Args:
+        out_channels, kernel_size, ...: those of torchconv.Conv1d, without in_channels.
+    """
+
+    cls_to_become = Conv1d  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] | tuple[int, int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(activation, negative_slope)
+        super().__init__(
+            out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConvTranspose2d(...)`: a torchconv.ConvTranspose2d that takes in_channels from its first
+    input, with the other arguments of that.
+    """
+
+    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
