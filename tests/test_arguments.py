@@ -78,7 +78,11 @@ def test_layers_take_any_sequence(plain, value, name, kind):
 
 def test_four_sided_padding_takes_any_sequence():
     wanted = functional.conv2d(X, W, padding=(1, 2, 0, 3))
-    for padding in (np.array([1, 2, 0, 3]), torch.tensor([[1, 2], [0, 3]]), ListConfig([range(1, 3), np.array([0, 3])])):
+    for padding in (
+        np.array([1, 2, 0, 3]),
+        torch.tensor([[1, 2], [0, 3]]),
+        ListConfig([range(1, 3), np.array([0, 3])]),
+    ):
         assert torch.equal(functional.conv2d(X, W, padding=padding), wanted)
         torch.manual_seed(0)
         layer = torchconv.Conv2d(4, 6, 3, padding=padding)

@@ -117,8 +117,8 @@ def conv1d(
 ) -> Tensor:
     """Equals `activation(torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups))`.
 
-    It is torchconv.conv2d of images of one row. An input whose channels lie closer together than its elements of L, such
-    as a transposed [N, L, C], is copied first, as in torch: the result is contiguous.
+    It is torchconv.conv2d of images of one row. An input whose channels lie closer together than its elements of L,
+    such as a transposed [N, L, C], is copied first, as in torch: the result is contiguous.
 
     Args:
         input: [N, C, L] or, unbatched, [C, L]; float64, float32, bfloat16, float16 or complex, of any strides.
@@ -314,7 +314,8 @@ def padded(input: Tensor, padding: Padding, weight: Tensor, stride: Any, dilatio
 def stand_in(function: Callable[..., Any], *args: Any, **options: Any) -> Tensor:
     """The call of a function for what stands for a tensor, as torch.fx's proxies do; a TypeError for what does not."""
     if has_torch_function(args):
-        return handle_torch_function(function, args, *args, **options)
+        result: Tensor = handle_torch_function(function, args, *args, **options)
+        return result
     name, value = ("weight", args[1]) if isinstance(args[0], Tensor) else ("input", args[0])
     raise TypeError(f"{function.__name__}(): argument '{name}' must be Tensor, not {type(value).__name__}")
 

@@ -57,13 +57,13 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     )
 
 
-def single(name: str, value: int | Sequence[int]) -> int:
+def single(name: str, value: Any) -> int:
     """One number, from it or from a sequence of one."""
     value = as_ints(value)
     if not isinstance(value, tuple):
-        return value
+        return value  # type: ignore[no-any-return]
     if len(value) == 1:
-        return value[0]
+        return value[0]  # type: ignore[no-any-return]
     raise RuntimeError(
         f"expected {name} to be a single integer value or a list of 1 values to match the convolution dimensions, "
         f"but got {name}={list(value)}"
@@ -129,7 +129,7 @@ def explicit_padding(padding: Any) -> tuple[int, int, int, int]:
     )
 
 
-def beside_one_row(padding: str | int | Sequence[int]) -> Any:
+def beside_one_row(padding: Any) -> Any:
     """Padding of one dimension -> the same for images of one row: nothing above and below it."""
     padding = as_padding(padding)
     if isinstance(padding, str):

@@ -10,8 +10,14 @@ from torch import Tensor
 from torchconv.activations import check_activation
 from torchconv.functional import conv1d, conv2d, conv_transpose2d, padded
 from torchconv.geometry import (
-    Padding, as_ints, as_padding, beside_one_row, explicit_padding, four_sided, same_padding,
-)  # fmt: skip
+    Padding,
+    as_ints,
+    as_padding,
+    beside_one_row,
+    explicit_padding,
+    four_sided,
+    same_padding,
+)
 
 
 class Activated:
@@ -211,7 +217,7 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
         out_channels, kernel_size, ...: those of torchconv.Conv2d, without in_channels.
     """
 
-    cls_to_become = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d
 
     def __init__(
         self,
@@ -244,7 +250,7 @@ class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
         out_channels, kernel_size, ...: those of torchconv.Conv1d, without in_channels.
     """
 
-    cls_to_become = Conv1d  # type: ignore[assignment]
+    cls_to_become = Conv1d
 
     def __init__(
         self,
@@ -275,4 +281,4 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # typ
     input, with the other arguments of that.
     """
 
-    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose2d
