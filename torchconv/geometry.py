@@ -134,15 +134,14 @@ def beside_one_row(padding: Any) -> Any:
     padding = as_padding(padding)
     if isinstance(padding, str):
         return padding
-    if isinstance(padding, tuple) and len(padding) == 2:
-        return 0, 0, padding[0], padding[1]
-    if isinstance(padding, tuple) and len(padding) != 1:
+    if not isinstance(padding, tuple):
+        return 0, 0, padding, padding
+    if len(padding) not in (1, 2):
         raise RuntimeError(
             f"expected padding to be a single integer value, (before, after), 'valid' or 'same', "
             f"but got padding={padding}"
         )
-    value = single("padding", padding)
-    return 0, 0, value, value
+    return 0, 0, padding[0], padding[-1]
 
 
 def transposed_size(
