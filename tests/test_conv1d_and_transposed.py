@@ -283,8 +283,6 @@ def test_modules_are_torchs(kind, torchs, x_size, options):
     theirs.load_state_dict(ours.state_dict())
     for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(again(x), ours(x))
-    if options.get("padding_mode", "zeros") != "zeros":
-        return  # torch.fx cannot tell the size that they pad
     traced = torch.fx.symbolic_trace(nn.Sequential(ours))
     assert torch.equal(traced(x), ours(x))
 
@@ -343,25 +341,38 @@ def w1(*size):
     [
         ((x1(2, 3, 4, 9), w1()), RuntimeError, r"Expected 2D \(unbatched\) or 3D \(batched\) input to conv1d, but got input of size: \[2, 3, 4, 9\]"),
         ((x1(), w1(4, 3, 3, 3)), RuntimeError, "Expected 4-dimensional input for 4-dimensional weight"),
-        ((x1(2, 5, 9), w1()), RuntimeError, "to have 3 channels, but got 5 channels instead"),
-        ((x1(2, 3, 2), w1()), RuntimeError, "Kernel size can't be greater than actual input size"),
-        ((x1(), w1(), torch.zeros(5)), RuntimeError, "expected bias to be 1-dimensional with 4 elements"),
+        ((x1(), w1(4, 3)), RuntimeError, r"weight should have at least three dimensions, but got weight of size \[4, 3\]"),
+        ((x1(2, 5, 9), w1()), RuntimeError, r"weight of size \[4, 3, 3\], expected input\[2, 5, 9\] to have 3 channels, but got 5 channels instead"),
+        ((x1(5, 9), w1()), RuntimeError, r"weight of size \[4, 3, 3\], expected input\[1, 5, 9\] to have 3 channels, but got 5 channels instead"),
+        ((x1(1, 3, 4), w1(4, 3, 10)), RuntimeError, r"Calculated padded input size per channel: \(4\). Kernel size: \(10\). Kernel size can't be greater than actual input size"),
+        ((x1(), w1(4, 3, 0)), RuntimeError, r"kernel size should be greater than zero, but got weight of size \[4, 3, 0\]"),
+        ((x1(), w1(0, 3, 3)), RuntimeError, r"at least 1 at dimension 0, but got weight of size \[0, 3, 3\] instead"),
+        ((x1(), w1(), torch.zeros(5)), RuntimeError, r"expected bias to be 1-dimensional with 4 elements, but got bias of size \[5\]"),
+        ((x1(), w1(), 3), TypeError, r"conv1d\(\): argument 'bias' must be Tensor or None, not int"),
         ((x1(), w1().double()), RuntimeError, "should be the same"),
         ((x1(), w1(), None, (1, 2)), RuntimeError, "expected stride to be a single integer value or a list of 1 values"),
-        ((x1(), w1(), None, 0), RuntimeError, "non-positive stride is not supported"),
-        ((x1(), w1(), None, 1, -1), RuntimeError, "negative padding is not supported"),
+        ((x1(), w1(), None, 0), RuntimeError, r"non-positive stride is not supported, but got stride=\[0\]"),
+        ((x1(), w1(), None, 0, "same"), RuntimeError, r"non-positive stride is not supported, but got stride=\[0\]"),
+        ((x1(), w1(), None, 1, -1), RuntimeError, r"negative padding is not supported, but got padding=\[-1, -1\]"),
+        ((x1(), w1(), None, 1, 2**62), RuntimeError, "the padded input size overflows 64 bits"),
+        ((x1(), w1(), None, 1, 2**60), RuntimeError, r"output of size \[2, 4, 2305843009213693959\] is too large"),
         ((x1(), w1(), None, 1, (1, 2, 3)), RuntimeError, r"expected padding to be a single integer value, \(before, after\)"),
         ((x1(), w1(), None, 1, "full"), ValueError, "Invalid padding string 'full'"),
-        ((x1(), w1(), None, 1, 0, 0), RuntimeError, "dilation should be greater than zero"),
-        ((x1(), w1(), None, 1, 0, 1, 0), RuntimeError, "non-positive groups is not supported"),
+        ((x1(), w1(), None, 1, 0, 0), RuntimeError, r"dilation should be greater than zero, but got dilation=\[0\]"),
+        ((x1(), w1(), None, 1, 0, 1, 0), RuntimeError, "non-positive groups is not supported, but got groups=0"),
+        ((x1(), w1(), None, 1, 0, 1, 3), RuntimeError, r"divisible by 3 at dimension 0, but got weight of size \[4, 3, 3\] instead"),
         ((None, w1()), TypeError, r"conv1d\(\): argument 'input' must be Tensor, not NoneType"),
         ((x1(), 3), TypeError, r"conv1d\(\): argument 'weight' must be Tensor, not int"),
-        ((x1(), w1(), None, 1.5), TypeError, "argument 'stride' must be int or ints"),
+        ((x1(), w1(), None, 1.5), TypeError, r"conv1d\(\): argument 'stride' must be int or ints, but got 1.5"),
+        ((x1(), w1(), None, 1, 1.5), TypeError, r"conv1d\(\): argument 'padding' must be int or ints, but got 1.5"),
     ],
 )  # fmt: skip
-def test_errors_of_conv1d(arguments, error, message):
+def test_errors_of_conv1d_speak_of_one_dimension(arguments, error, message):
     with pytest.raises(error, match=message):
         conv1d(*arguments)
+    if all(tensor is None or isinstance(tensor, torch.Tensor) for tensor in arguments[:3]) and arguments[0] is not None:
+        with torch.overrides.BaseTorchFunctionMode(), pytest.raises(error, match=message):  # through the dispatcher
+            conv1d(*arguments)
 
 
 def x2(*size):
@@ -377,6 +388,7 @@ def w2(*size):
     [
         ((x2(5, 5), w2()), RuntimeError, r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv_transpose2d, but got input of size: \[5, 5\]"),
         ((x2(), w2(4, 3, 3)), RuntimeError, "Expected 3-dimensional input for 3-dimensional weight"),
+        ((x2(), w2(4, 3)), RuntimeError, r"weight should have at least three dimensions, but got weight of size \[4, 3\]"),
         ((x2(), w2().double()), RuntimeError, r"Input type \(torch.float32\) and weight type \(torch.float64\) should be the same"),
         ((x2(), w2(), torch.zeros(3).double()), RuntimeError, r"Input type \(torch.float32\) and bias type \(torch.float64\) should be the same"),
         ((x2(), w2(5, 3, 3, 3)), RuntimeError, r"Given transposed=1, weight of size \[5, 3, 3, 3\], expected input\[2, 4, 5, 5\] to have 5 channels, but got 4 channels instead"),

@@ -93,6 +93,17 @@ def test_serialization(name, options, tmp_path):
     assert torch.equal(again(x), model(x))
 
 
+@pytest.mark.parametrize(("name", "options"), LAYERS, ids=str)
+def test_call_and_stateless_call_take_numpy_arrays(name, options):
+    x = torch.randn(2, 4, 9, 8) if "data_format" in options else torch.randn(2, 9, 8, 4)
+    layer = getattr(torchconv.keras, name)(**options)
+    wanted = layer(x)
+    assert torch.equal(layer.call(x.numpy()), wanted)
+    for values in (layer.trainable_variables, [variable.numpy() for variable in layer.trainable_variables]):
+        found, _ = layer.stateless_call(values, layer.non_trainable_variables, x.numpy())
+        assert torch.equal(found, wanted)
+
+
 def test_mixed_precision():
     x = torch.randn(2, 9, 8, 4)
     layer = torchconv.keras.Conv2D(6, 3, dtype="mixed_bfloat16")

@@ -80,6 +80,28 @@ def test_bias_and_activation():
     assert torch.equal(leaky, torch.nn.functional.leaky_relu(z, 0.5))
 
 
+@pytest.mark.parametrize("batch", [(2, 3), (2, 1, 3), (0, 3)], ids=str)
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_leading_batch_dimensions(batch, data_format):
+    images, filters, bias = integers(*batch, 9, 8, 4), integers(3, 3, 2, 6), integers(6)
+    pads, strides = [[0, 0], [1, 1], [2, 1], [0, 0]], [1, 2, 1, 1]
+    if data_format == "NCHW":
+        images = images.movedim(-1, -3)
+        pads, strides = [[0, 0], [0, 0], [1, 1], [2, 1]], [1, 1, 2, 1]
+    for padding in ("SAME", pads):
+        options = {"data_format": data_format, "bias": bias, "activation": "relu"}
+        z = conv2d(images, filters, strides, padding, **options)
+        flat = conv2d(images.flatten(0, -4), filters, strides, padding, **options)
+        assert z.shape == (*batch, *flat.shape[1:])
+        assert torch.equal(z.flatten(0, -4), flat)
+
+
+def test_gradients_with_leading_batch_dimensions():
+    images = torch.randn(2, 2, 4, 5, 2, dtype=torch.float64, requires_grad=True)
+    filters = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda images, filters: conv2d(images, filters, 2, "SAME"), (images, filters))
+
+
 def test_nothing_is_copied(monkeypatch):
     images, filters = integers(2, 5, 6, 4), integers(3, 3, 4, 8)
     seen = []
@@ -133,7 +155,7 @@ def test_compiles_in_one_graph():
         ({"data_format": "NWHC"}, ValueError, "data_format must be one of 'NHWC', 'NCHW', but got 'NWHC'"),
         ({"images": None}, TypeError, "argument 'images' must be Tensor, not NoneType"),
         ({"filters": [1.0]}, TypeError, "argument 'filters' must be Tensor, not list"),
-        ({"images": torch.zeros(5, 5, 4)}, ValueError, r"images must have 4 dimensions, but got size \[5, 5, 4\]"),
+        ({"images": torch.zeros(5, 5, 4)}, ValueError, r"images must have 4 dimensions or more, but got size \[5, 5, 4\]"),
         ({"filters": torch.zeros(3, 3, 4)}, ValueError, r"filters must have 4 dimensions, but got size \[3, 3, 4\]"),
         ({"filters": torch.zeros(3, 3, 3, 4)}, ValueError, r"must be a multiple of the input channels of filters.* 4 channels .*\[3, 3, 3, 4\]"),
         ({"filters": torch.zeros(3, 3, 0, 4)}, ValueError, r"must be a multiple of the input channels of filters"),

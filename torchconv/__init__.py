@@ -14,7 +14,7 @@ from torchconv.conversion import Report, convert, converting, revert
 from torchconv.explanation import Explanation, explain
 from torchconv.functional import conv2d
 from torchconv.implementations import Implementation, chosen, implementations, use
-from torchconv.module import Conv1d, Conv2d, ConvTranspose2d
+from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, LazyConv1d, LazyConv2d, LazyConvTranspose2d
 from torchconv.pooling import AvgPool2d, MaxPool2d
 from torchconv.runtime import scratch_bytes
 
@@ -26,6 +26,9 @@ __all__ = [
     "ConvTranspose2d",
     "Explanation",
     "Implementation",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConvTranspose2d",
     "MaxPool2d",
     "Report",
     "chosen",

@@ -30,13 +30,17 @@ def check_operands(a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
 
 def check_bias(bias: Tensor, x: Tensor, channels: int) -> None:
     check_operands("Input", x, "bias", bias)
+    check_bias_size(bias, channels)
+
+
+def check_bias_size(bias: Tensor, channels: int) -> None:
     require(
         bias.ndim == 1 and bias.shape[0] == channels,
         f"expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} instead",
     )
 
 
-def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: Any, groups: Any) -> None:
+def check_lengths(stride: Any, padding: Any, dilation: Any) -> None:
     for name, values, order in (
         ("stride", stride, "vertical, horizontal"),
         ("padding", padding, "top, bottom, left, right"),
@@ -44,6 +48,9 @@ def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: 
     ):
         length = len(order.split(", "))
         require(len(values) == length, f"{name} must have {length} values ({order}), but got {list(values)}")
+
+
+def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: Any, groups: Any) -> None:
     for value in padding:
         require(value >= 0, f"negative padding is not supported, but got padding={list(padding)}")
     for value in stride:
@@ -62,16 +69,37 @@ def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: 
 
 
 def output_size(x_size: Sequence[Any], w_size: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
-    """P, Q = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1; padding: top, bottom, left, right."""
-    padded = [x_size[i] + padding[2 * i] + padding[2 * i + 1] for i in (0, 1)]
-    window = [dilation[i] * (w_size[i] - 1) + 1 for i in (0, 1)]
-    for i in (0, 1):
+    """P, Q = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1; padding: top, bottom, left, right.
+
+    Or Q alone, of one dimension.
+    """
+    axes = range(len(stride))
+    padded = [x_size[i] + padding[2 * i] + padding[2 * i + 1] for i in axes]
+    window = [dilation[i] * (w_size[i] - 1) + 1 for i in axes]
+    for i in axes:
         require(
             window[i] <= padded[i],
-            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: "
-            f"({window[0]} x {window[1]}). Kernel size can't be greater than actual input size",
+            f"Calculated padded input size per channel: ({' x '.join(map(str, padded))}). Kernel size: "
+            f"({' x '.join(map(str, window))}). Kernel size can't be greater than actual input size",
         )
-    return [(padded[i] - window[i]) // stride[i] + 1 for i in (0, 1)]
+    return [(padded[i] - window[i]) // stride[i] + 1 for i in axes]
+
+
+def check_forward(
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> list[Any]:
+    """The size of y, in one dimension or two."""
+    check_geometry(w.shape, stride, padding, dilation, groups)
+    channels = w.shape[1] * groups
+    require(
+        x.shape[1] == channels,
+        f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have {channels} "
+        f"channels, but got {x.shape[1]} channels instead",
+    )
+    size = [x.shape[0], w.shape[0], *output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)]
+    if bias is not None:
+        check_bias_size(bias, w.shape[0])
+    return size
 
 
 def check_y(y: Tensor, size: Sequence[Any]) -> None:
@@ -101,14 +129,8 @@ def conv2d(
         f"{x.ndim}-dimensional input of size {list(x.shape)} instead",
     )
     require(x.ndim == 4, f"expected input to have 4 dimensions, but got size {list(x.shape)}")
-    check_geometry(w.shape, stride, padding, dilation, groups)
-    channels = w.shape[1] * groups
-    require(
-        x.shape[1] == channels,
-        f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have {channels} "
-        f"channels, but got {x.shape[1]} channels instead",
-    )
-    return result(x, w, [x.shape[0], w.shape[0], *output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)])
+    check_lengths(stride, padding, dilation)
+    return result(x, w, check_forward(x, w, None, stride, padding, dilation, groups))
 
 
 @torch.library.register_fake(ops.conv2d_bias_act.default)
@@ -133,6 +155,7 @@ def conv2d_grad_input(
     require(len(input_size) == 2, f"input_size must have 2 values, but got {list(input_size)}")
     for value in input_size:
         require(value >= 0, f"input_size must not be negative, but got {list(input_size)}")
+    check_lengths(stride, padding, dilation)
     check_geometry(w.shape, stride, padding, dilation, groups)
     size = output_size(input_size, w.shape[2:], stride, padding, dilation)
     check_y(y, [y.shape[0], w.shape[0], *size])
@@ -155,6 +178,7 @@ def conv2d_grad_weight(
         f"{list(x.shape)} instead",
     )
     w_shape = [y.shape[1], x.shape[1] // groups, *kernel_size]
+    check_lengths(stride, padding, dilation)
     check_geometry(w_shape, stride, padding, dilation, groups)
     check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape[2:], kernel_size, stride, padding, dilation)])
     return result(x, y, w_shape)

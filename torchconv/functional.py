@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import _C, autograd
+from torchconv import _C, autograd, fake
 from torchconv.activations import ACTIVATIONS, check_activation
-from torchconv.geometry import Padding, beside_one_row, four_sided, pair, single, transposed_size
+from torchconv.geometry import Padding, as_ints, beside_one_row, four_sided, pair, single, transposed_size
 from torchconv.implementations import choice
 
 
@@ -34,12 +35,12 @@ def conv2d(
 
     Args:
         input: x, [N, C, H, W] or, unbatched, [C, H, W]; float64, float32, bfloat16, float16 or complex, of any strides.
-            The result is channels_last (NHWC in memory) if input or weight is.
+            The result is channels_last (NHWC in memory) if input or weight is. Integers go to torch's own function.
         weight: w, [K, C / groups, R, S], of the dtype of input.
         bias: [K], of the dtype of input, or None.
         stride: of the window, in pixels: one number, or (vertical, horizontal).
         padding: zeros around the input, in pixels: one number, (vertical, horizontal), (top, bottom, left, right),
-            ((top, bottom), (left, right)), "valid" (none), or "same": the output has ceil(H / stride) x
+            ((top, bottom), (left, right)), "valid" (none), or "same", in any case: the output has ceil(H / stride) x
             ceil(W / stride) pixels, by TensorFlow's rule, where the odd zero goes to the bottom and to the right.
             (torch refuses "same" with a stride. At stride 1 the two are the same.)
         dilation: distance of neighbouring taps of the window, in pixels: one number, or (vertical, horizontal).
@@ -86,9 +87,13 @@ def conv2d(
             f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(input.shape)}"
         )
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
-    sides = four_sided(padding, input, weight, strides, dilations)
+    sides, groups = four_sided(padding, input, weight, strides, dilations), as_ints(groups)
     geometry = (strides, sides, dilations, groups, choice.name)
+    check_types(bias, "conv2d")
     try:
+        if is_integral(input) or is_integral(weight):
+            y = torchs_conv2d(input, weight, bias, *geometry[:4])
+            return ACTIVATIONS[name].apply(y, negative_slope)
         if input.is_complex() or weight.is_complex():
 
             def real(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
@@ -117,22 +122,24 @@ def conv1d(
 ) -> Tensor:
     """Equals `activation(torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups))`.
 
-    It is torchconv.conv2d of images of one row, without a copy.
+    It is torchconv.conv2d of images of one row. An input whose channels lie closer together than its elements of L,
+    such as a transposed [N, L, C], is copied first, as in torch: the result is contiguous.
 
     Args:
         input: [N, C, L] or, unbatched, [C, L]; float64, float32, bfloat16, float16 or complex, of any strides.
+            Integers go to torch's own function.
         weight: [K, C / groups, S], of the dtype of input.
         bias: [K], of the dtype of input, or None.
         stride, dilation: in elements of L.
-        padding: zeros around the input: one number, (before, after), "valid", or "same": ceil(L / stride) outputs,
-            where the odd zero goes to the end.
+        padding: zeros around the input: one number, (before, after), "valid", or "same", in any case: ceil(L / stride)
+            outputs, where the odd zero goes to the end.
         groups, activation, negative_slope: as in torchconv.conv2d.
 
     Returns:
         [N, K, Q] (or [K, Q]), of the dtype of input; Q = (L + before + after - dilation * (S - 1) - 1) // stride + 1.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as torchconv.conv2d, which may speak of a height of 1.
+        TypeError, ValueError, RuntimeError: as torchconv.conv2d.
     """
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         return stand_in(
@@ -144,26 +151,28 @@ def conv1d(
             conv1d, torch.nn.functional.conv1d, input, weight, bias, stride, padding, dilation, groups,
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
-    if input.dim() not in (2, 3):
+    dim = input.dim()
+    if dim == 2:
+        batch = conv1d(
+            input.unsqueeze(0), weight, bias, stride, padding, dilation, groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+        return batch.squeeze(0)
+    if dim != 3:
         raise RuntimeError(
             f"Expected 2D (unbatched) or 3D (batched) input to conv1d, but got input of size: {list(input.shape)}"
         )
-    if weight.dim() != 3:
-        raise RuntimeError(
-            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
-            f"but got {input.dim()}-dimensional input of size {list(input.shape)} instead"
-        )
-    y = conv2d(
-        input.unsqueeze(-2),
-        weight.unsqueeze(-2),
-        bias,
-        (1, single("stride", stride)),
-        beside_one_row(padding),
-        (1, single("dilation", dilation)),
-        groups,
-        activation=activation,
-        negative_slope=negative_slope,
-    )
+    check_dimensions(input, weight)
+    step, distance, sides = single("stride", stride), single("dilation", dilation), beside_one_row(padding)
+    if input.stride(1) <= input.stride(2):
+        input = input.contiguous()  # or else conv2d might take it for channels_last
+    try:
+        y = conv2d(
+            input.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, step), sides, (1, distance), groups,
+            activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+    except (TypeError, RuntimeError) as error:
+        raise in_one_dimension(error, input, weight, bias, step, sides, distance, groups) from None
     return y.squeeze(-2)
 
 
@@ -184,7 +193,7 @@ def conv_transpose2d(
 
     Args:
         input: [N, K, P, Q] or, unbatched, [K, P, Q]; float64, float32, bfloat16, float16 or complex, of any strides.
-            The result is channels_last if input or weight is.
+            The result is channels_last if input or weight is. Integers go to torch's own function.
         weight: [K, C / groups, R, S], of the dtype of input.
         bias: [C], of the dtype of input, or None.
         stride: of the window, in pixels of the result: one number, or (vertical, horizontal).
@@ -221,13 +230,14 @@ def conv_transpose2d(
         )
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     paddings, beyonds = pair("padding", padding), pair("output_padding", output_padding)
+    groups = as_ints(groups)
 
     def real(y: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         sides, size, beyond = transposed_size(y, w, strides, paddings, beyonds, dilations)
         geometry = (strides, sides, dilations, groups, choice.name)
         x = autograd.grad_input(y, w, size, geometry)
         if any(beyond):  # what no window reaches
-            x = torch.nn.functional.pad(x, (0, beyond[1], 0, beyond[0]))
+            x = pad(x, (0, beyond[1], 0, beyond[0]))
         if bias is None:
             return x
         bias = bias.to(x.dtype)[:, None, None]  # autocast may have changed it
@@ -236,6 +246,10 @@ def conv_transpose2d(
     numbers = {"stride": strides, "padding": paddings, "output_padding": beyonds, "dilation": dilations}
     check_types(bias, "conv_transpose2d", **numbers, groups=(groups,))
     check_transposed(input, weight, bias, groups)
+    if is_integral(input):
+        return torch.nn.functional.conv_transpose2d(
+            input, weight, bias, strides, paddings, beyonds, groups, dilations
+        )  # fmt: skip
     try:
         return complex_product(real, input, weight, bias) if input.is_complex() else real(input, weight, bias)
     except OverflowError:
@@ -244,11 +258,7 @@ def conv_transpose2d(
 
 def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> None:
     """Refuse, in torch's words, what torch.ops.torchconv.conv2d_grad_input would refuse in other words."""
-    if w.dim() != 4:
-        raise RuntimeError(
-            f"Expected {w.dim()}-dimensional input for {w.dim()}-dimensional weight {list(w.shape)}, but got "
-            f"{y.dim()}-dimensional input of size {list(y.shape)} instead"
-        )
+    check_dimensions(y, w)
     if 0 in y.shape[2:]:
         raise RuntimeError(
             f"Only zero batch or zero channel inputs are supported, but got input shape: {list(y.shape)}"
@@ -270,16 +280,57 @@ def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> 
         )
 
 
+def check_dimensions(input: Tensor, weight: Tensor) -> None:
+    """Refuse, in torch's words, a weight that has not as many dimensions as a batch of inputs."""
+    dim, size = weight.dim(), list(weight.shape)
+    if dim < 3:
+        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {size}")
+    if dim != input.dim():
+        raise RuntimeError(
+            f"Expected {dim}-dimensional input for {dim}-dimensional weight {size}, but got {input.dim()}-dimensional "
+            f"input of size {list(input.shape)} instead"
+        )
+
+
 def is_cast(tensor: Tensor) -> bool:
     """Whether autocast lowers its precision."""
     return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
-def stand_in(function: Callable[..., Tensor], input: Any, weight: Any, bias: Any, *args: Any, **options: Any) -> Tensor:
+def is_integral(tensor: Tensor) -> bool:
+    """Whether its elements are neither floating-point nor complex numbers: torch computes these, and exactly."""
+    return not tensor.is_floating_point() and not tensor.is_complex()
+
+
+def torchs_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """torch.nn.functional.conv2d with four-sided padding, of tensors of one dtype."""
+    check_same_dtype(input, weight, bias)
+    top, bottom, left, right = padding
+    rows, cols = min(top, bottom), min(left, right)
+    input = pad(input, (left - cols, right - cols, top - rows, bottom - rows))
+    return torch.nn.functional.conv2d(input, weight, bias, stride, (rows, cols), dilation, groups)
+
+
+def same_padded(input: Tensor, weight: Tensor, stride: Any, dilation: Any, mode: str) -> Tensor:
+    """The input with padding="same" for a convolution with weight, in one of the modes of torch.nn.functional.pad."""
+    if not isinstance(input, Tensor):  # its size is not known
+        return stand_in(same_padded, input, weight, stride, dilation, mode)
+    if len(stride) == 1:
+        _, _, *sides = four_sided("same", input, weight, (1, *stride), (1, *dilation))
+    else:
+        top, bottom, *sides = four_sided("same", input, weight, stride, dilation)
+        sides += top, bottom
+    return pad(input, sides, mode=mode)
+
+
+def stand_in(function: Callable[..., Any], *args: Any, **options: Any) -> Tensor:
     """The call of a function for what stands for a tensor, as torch.fx's proxies do; a TypeError for what does not."""
-    if has_torch_function((input, weight, bias)):
-        return handle_torch_function(function, (input, weight, bias), input, weight, bias, *args, **options)
-    name, value = ("weight", weight) if isinstance(input, Tensor) else ("input", input)
+    if has_torch_function(args):
+        result: Tensor = handle_torch_function(function, args, *args, **options)
+        return result
+    name, value = ("weight", args[1]) if isinstance(args[0], Tensor) else ("input", args[0])
     raise TypeError(f"{function.__name__}(): argument '{name}' must be Tensor, not {type(value).__name__}")
 
 
@@ -303,17 +354,38 @@ def check_types(bias: object, function: str, **numbers: Sequence[Any]) -> None:
         raise TypeError(f"{function}(): argument 'bias' must be Tensor or None, not {type(bias).__name__}")
     for name, values in numbers.items():
         for value in values:
-            if not isinstance(value, (int, torch.SymInt)) and not hasattr(value, "__index__"):
+            if not isinstance(value, (int, torch.SymInt)):
                 raise TypeError(f"{function}(): argument '{name}' must be int or ints, but got {value!r}")
+
+
+def in_one_dimension(
+    error: Exception, input: Tensor, weight: Tensor, bias: Any, stride: Any, sides: Any, dilation: Any, groups: Any
+) -> Exception:
+    """The error of conv1d for this one of conv2d, which may speak of a height of 1."""
+    try:
+        check_types(bias, "conv1d", stride=(stride,), dilation=(dilation,), groups=(groups,))
+        _, _, *padding = four_sided(sides, input, weight, (1, stride), (1, dilation))
+        check_types(bias, "conv1d", padding=padding)
+        *size, length = fake.check_forward(input, weight, bias, [stride], padding, [dilation], groups)
+    except (TypeError, RuntimeError) as found:
+        return found
+    of_images = str([*size, 1, length])
+    if of_images in str(error):  # a result that is too large
+        return RuntimeError(str(error).replace(of_images, str([*size, length])))
+    return error
+
+
+def check_same_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and input.dtype != other.dtype:
+            raise RuntimeError(f"Input type ({input.dtype}) and {name} type ({other.dtype}) should be the same")
 
 
 def complex_product(
     real: Callable[[Tensor, Tensor, Tensor | None], Tensor], a: Tensor, b: Tensor, bias: Tensor | None
 ) -> Tensor:
     """The product of complex tensors, of four real ones."""
-    for name, other in (("weight", b), ("bias", bias)):
-        if other is not None and a.dtype != other.dtype:
-            raise RuntimeError(f"Input type ({a.dtype}) and {name} type ({other.dtype}) should be the same")
+    check_same_dtype(a, b, bias)
     with torch.autocast(a.device.type, enabled=False):  # which leaves complex numbers alone
         return torch.complex(
             real(a.real, b.real, None if bias is None else bias.real) - real(a.imag, b.imag, None),

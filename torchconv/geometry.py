@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,38 @@ from torch import SymInt, Tensor
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 
+def as_ints(value: Any) -> Any:
+    """Any integer as an int, any sequence of integers as a tuple of ints (NumPy's arrays and tensors are such, too);
+    anything else as it is."""
+    if isinstance(value, (int, str, SymInt)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(map(as_ints, value))
+    try:
+        return operator.index(value)
+    except TypeError:
+        pass
+    try:
+        return tuple(map(as_ints, value))
+    except TypeError:
+        return value
+
+
+def as_padding(padding: Any) -> Any:
+    """The same for padding; "same" and "valid" in lower case."""
+    if isinstance(padding, str) and padding.lower() in ("same", "valid"):
+        return padding.lower()
+    return as_ints(padding)
+
+
+def is_same(padding: Any) -> bool:
+    return isinstance(padding, str) and padding.lower() == "same"
+
+
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """(vertical, horizontal) from one number, or from a sequence of one or two."""
-    if not isinstance(value, (tuple, list)):
+    value = as_ints(value)
+    if not isinstance(value, tuple):
         return value, value  # type: ignore[return-value]
     if len(value) == 2:
         return value[0], value[1]
@@ -27,12 +57,13 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     )
 
 
-def single(name: str, value: int | Sequence[int]) -> int:
+def single(name: str, value: Any) -> int:
     """One number, from it or from a sequence of one."""
-    if not isinstance(value, (tuple, list)):
-        return value  # type: ignore[return-value]
+    value = as_ints(value)
+    if not isinstance(value, tuple):
+        return value  # type: ignore[no-any-return]
     if len(value) == 1:
-        return value[0]
+        return value[0]  # type: ignore[no-any-return]
     raise RuntimeError(
         f"expected {name} to be a single integer value or a list of 1 values to match the convolution dimensions, "
         f"but got {name}={list(value)}"
@@ -54,6 +85,7 @@ def four_sided(
     padding: Padding, input: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) from any of the forms of Padding; the sizes of the tensors matter to "same" alone."""
+    padding = as_padding(padding)
     if not isinstance(padding, str):
         return explicit_padding(padding)
     if padding == "valid":
@@ -61,7 +93,7 @@ def four_sided(
     if padding != "same":
         raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
     for value in (*stride, *dilation):
-        if not (isinstance(value, (int, SymInt)) or hasattr(value, "__index__")) or value < 1:
+        if not isinstance(value, (int, SymInt)) or value < 1:
             return 0, 0, 0, 0  # the operator refuses such strides and dilations by name
     (H, W), (R, S) = spatial_size(input), spatial_size(weight)
     top, bottom = same_padding(H, R, stride[0], dilation[0])
@@ -78,13 +110,14 @@ def spatial_size(tensor: Tensor) -> tuple[int, int]:
 
 def explicit_padding(padding: Any) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) from any of the forms of Padding that are numbers."""
-    if not isinstance(padding, (tuple, list)):
+    padding = as_ints(padding)
+    if not isinstance(padding, tuple):
         return padding, padding, padding, padding
     if len(padding) == 2:
         rows, cols = padding
-        if not isinstance(rows, (tuple, list)) and not isinstance(cols, (tuple, list)):
+        if not isinstance(rows, tuple) and not isinstance(cols, tuple):
             return rows, rows, cols, cols
-        if isinstance(rows, (tuple, list)) and isinstance(cols, (tuple, list)) and len(rows) == len(cols) == 2:
+        if isinstance(rows, tuple) and isinstance(cols, tuple) and len(rows) == len(cols) == 2:
             return rows[0], rows[1], cols[0], cols[1]
     if len(padding) == 4:
         return padding[0], padding[1], padding[2], padding[3]
@@ -96,19 +129,19 @@ def explicit_padding(padding: Any) -> tuple[int, int, int, int]:
     )
 
 
-def beside_one_row(padding: str | int | Sequence[int]) -> Any:
+def beside_one_row(padding: Any) -> Any:
     """Padding of one dimension -> the same for images of one row: nothing above and below it."""
+    padding = as_padding(padding)
     if isinstance(padding, str):
         return padding
-    if isinstance(padding, (tuple, list)) and len(padding) == 2:
-        return 0, 0, padding[0], padding[1]
-    if isinstance(padding, (tuple, list)) and len(padding) != 1:
+    if not isinstance(padding, tuple):
+        return 0, 0, padding, padding
+    if len(padding) not in (1, 2):
         raise RuntimeError(
             f"expected padding to be a single integer value, (before, after), 'valid' or 'same', "
             f"but got padding={padding}"
         )
-    value = single("padding", padding)
-    return 0, 0, value, value
+    return 0, 0, padding[0], padding[-1]
 
 
 def transposed_size(

@@ -66,7 +66,7 @@ class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """
 
     def call(self, inputs: Tensor) -> Tensor:
-        return convolve(self, inputs, keras.ops.convert_to_tensor(self.kernel))
+        return convolve(self, keras.ops.convert_to_tensor(inputs), keras.ops.convert_to_tensor(self.kernel))
 
 
 @keras.saving.register_keras_serializable(package="torchconv")
@@ -75,4 +75,4 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
 
     def call(self, inputs: Tensor) -> Tensor:
         kernel = keras.ops.convert_to_tensor(self.kernel)  # [R, S, C, multiplier]
-        return convolve(self, inputs, kernel.flatten(2).unsqueeze(2))
+        return convolve(self, keras.ops.convert_to_tensor(inputs), kernel.flatten(2).unsqueeze(2))

@@ -1,4 +1,4 @@
-"""torchconv.Conv2d, Conv1d and ConvTranspose2d: torch.nn's, and more."""
+"""torchconv.Conv2d, Conv1d and ConvTranspose2d, and their lazy forms: torch.nn's, and more."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchconv.activations import ACTIVATIONS, check_activation
-from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.geometry import Padding, beside_one_row, explicit_padding, four_sided, same_padding, spatial_size
+from torchconv.functional import conv1d, conv2d, conv_transpose2d, same_padded
+from torchconv.geometry import (
+    Padding,
+    as_ints,
+    as_padding,
+    beside_one_row,
+    explicit_padding,
+    four_sided,
+    is_same,
+    same_padding,
+)
 from torchconv.modules import shallow_copy
 
 
@@ -69,18 +78,15 @@ def fast_forward(cls: Any) -> Any:
     return forward
 
 
-def padding_of_mode(layer: Any, input: Tensor, weight: Tensor) -> Any:
-    """The padding of a layer whose padding_mode is not "zeros", as torch.nn.functional.pad takes it.
+def padded(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
+    """The input with the padding of a layer whose padding_mode is not "zeros".
 
     As in torch.nn, it is a list of the layer, which some users edit. Only for padding="same" with strides it depends on
     the size of the input.
     """
-    if layer.padding != "same" or layer.stride in (1, (1,), (1, 1)):
-        return layer._reversed_padding_repeated_twice
-    kernel = weight.shape[2:]
-    sizes = spatial_size(input)[-len(kernel) :]
-    sides = [same_padding(*dimension) for dimension in zip(sizes, kernel, layer.stride, layer.dilation, strict=True)]
-    return [side for before_after in reversed(sides) for side in before_after]
+    if is_same(layer.padding) and layer.stride not in (1, (1,), (1, 1)):
+        return same_padded(input, weight, layer.stride, layer.dilation, layer.padding_mode)
+    return pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
 
 
 #: Functions of torch that take any torch.nn.Conv2d for a linear map, and would silently drop or misplace an activation.
@@ -174,7 +180,10 @@ class Conv2d(Activated, torch.nn.Conv2d):
         negative_slope: float = 0.01,
     ) -> None:
         check_activation(activation, negative_slope)
+        kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
+        groups = as_ints(groups)
         # torch.nn.Conv2d is given a padding that it knows; what it does not know is set right below.
+        padding = as_padding(padding)
         known: Any = padding
         beyond = None  # top, bottom, left, right
         if padding == "same":
@@ -205,7 +214,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
             return delegate(self, torch.nn.Conv2d._conv_forward, input, weight, bias)
         padding: Padding = self.padding
         if self.padding_mode != "zeros":
-            input, padding = pad(input, padding_of_mode(self, input, weight), mode=self.padding_mode), 0
+            input, padding = padded(self, input, weight), 0
         return conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -245,7 +254,10 @@ class Conv1d(Activated, torch.nn.Conv1d):
         negative_slope: float = 0.01,
     ) -> None:
         check_activation(activation, negative_slope)
+        kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
+        groups = as_ints(groups)
         # As in Conv2d: torch.nn.Conv1d is given a padding that it knows.
+        padding = as_padding(padding)
         known: Any = padding
         if padding == "same":
             known = "valid"
@@ -271,7 +283,7 @@ class Conv1d(Activated, torch.nn.Conv1d):
             return delegate(self, torch.nn.Conv1d._conv_forward, input, weight, bias)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input, padding = pad(input, padding_of_mode(self, input, weight), mode=self.padding_mode), 0
+            input, padding = padded(self, input, weight), 0
         return conv1d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups,
             activation=self.activation, negative_slope=self.negative_slope,
@@ -304,3 +316,77 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, padding, output_padding, self.groups, self.dilation
         )
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConv2d(...)`: a torchconv.Conv2d that takes in_channels from its first input.
+
+    Args:
+        out_channels, kernel_size, ...: those of torchconv.Conv2d, without in_channels.
+    """
+
+    cls_to_become = Conv2d
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: Padding = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(activation, negative_slope)
+        super().__init__(
+            out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConv1d(...)`: a torchconv.Conv1d that takes in_channels from its first input.
+
+    Args:
+        out_channels, kernel_size, ...: those of torchconv.Conv1d, without in_channels.
+    """
+
+    cls_to_become = Conv1d
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] | tuple[int, int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        check_activation(activation, negative_slope)
+        super().__init__(
+            out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
+    """Equals `torch.nn.LazyConvTranspose2d(...)`: a torchconv.ConvTranspose2d that takes in_channels from its first
+    input, with the other arguments of that.
+    """
+
+    cls_to_become = ConvTranspose2d

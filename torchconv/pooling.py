@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from torchconv.geometry import pair, same_padding
+from torchconv.functional import stand_in
+from torchconv.geometry import as_ints, is_same, pair, same_padding
 
 
 def known_padding(padding: Any) -> Any:
     """What torch's own constructors understand."""
     if not isinstance(padding, str):
-        return padding
-    if padding not in ("same", "valid"):
+        return as_ints(padding)
+    if padding.lower() not in ("same", "valid"):
         raise ValueError(f"Invalid padding string {padding!r}, should be one of 'valid', 'same'")
     return 0
 
@@ -37,6 +38,40 @@ def padded(x: Tensor, sides: tuple[int, int, int, int], value: float = 0.0) -> T
     return pad(x, sides, value=value)
 
 
+def max_pool2d_same(input: Tensor, kernel_size: Any, stride: Any, dilation: Any, return_indices: bool) -> Any:
+    """torch.nn.functional.max_pool2d with the padding of TensorFlow's SAME."""
+    if not isinstance(input, Tensor):
+        return stand_in(max_pool2d_same, input, kernel_size, stride, dilation, return_indices)
+    left, right, top, _ = sides = same_sides(input, kernel_size, stride, dilation)
+    lowest = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
+    x = padded(input, sides, lowest)
+    if not return_indices:
+        return max_pool2d(x, kernel_size, stride, 0, dilation)
+    values, at = max_pool2d(x, kernel_size, stride, 0, dilation, return_indices=True)
+    # From the padded plane to that of the input, whose nearest pixel is as low where the padding has won a tie.
+    height, width = input.shape[-2:]
+    row = (at // (width + left + right) - top).clamp(0, height - 1)
+    col = (at % (width + left + right) - left).clamp(0, width - 1)
+    return values, row * width + col
+
+
+def avg_pool2d_same(
+    input: Tensor, kernel_size: Any, stride: Any, count_include_pad: bool, divisor_override: int | None
+) -> Tensor:
+    """torch.nn.functional.avg_pool2d with the padding of TensorFlow's SAME."""
+    if not isinstance(input, Tensor):
+        return stand_in(avg_pool2d_same, input, kernel_size, stride, count_include_pad, divisor_override)
+    sides = same_sides(input, kernel_size, stride)
+
+    def pool(x: Tensor) -> Tensor:
+        return avg_pool2d(padded(x, sides), kernel_size, stride, divisor_override=divisor_override)
+
+    if count_include_pad or divisor_override is not None:
+        return pool(input)
+    ones = torch.ones((1, *input.shape[-2:]), dtype=input.dtype, device=input.device)
+    return pool(input) / pool(ones)  # the second is the part of each window that is no padding
+
+
 class MaxPool2d(torch.nn.MaxPool2d):
     """Equals `torch.nn.MaxPool2d(...)`; padding may also be "valid" (none) or "same".
 
@@ -56,24 +91,15 @@ class MaxPool2d(torch.nn.MaxPool2d):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
+        kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
         super().__init__(kernel_size, stride, known_padding(padding), dilation, return_indices, ceil_mode)
-        if padding == "same":
+        if is_same(padding):
             self.padding: Any = "same"
 
     def forward(self, input: Tensor) -> Any:
-        if self.padding != "same":
+        if not is_same(self.padding):
             return super().forward(input)
-        left, right, top, _ = sides = same_sides(input, self.kernel_size, self.stride, self.dilation)
-        lowest = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
-        x = padded(input, sides, lowest)
-        if not self.return_indices:
-            return max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation)
-        values, at = max_pool2d(x, self.kernel_size, self.stride, 0, self.dilation, return_indices=True)
-        # From the padded plane to that of the input, whose nearest pixel is as low where the padding has won a tie.
-        height, width = input.shape[-2:]
-        row = (at // (width + left + right) - top).clamp(0, height - 1)
-        col = (at % (width + left + right) - left).clamp(0, width - 1)
-        return values, row * width + col
+        return max_pool2d_same(input, self.kernel_size, self.stride, self.dilation, self.return_indices)
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
@@ -99,22 +125,15 @@ class AvgPool2d(torch.nn.AvgPool2d):
         count_include_pad: bool | None = None,
         divisor_override: int | None = None,
     ) -> None:
-        counted = padding != "same" if count_include_pad is None else count_include_pad
+        counted = not is_same(padding) if count_include_pad is None else count_include_pad
+        kernel_size, stride = as_ints(kernel_size), as_ints(stride)
         super().__init__(kernel_size, stride, known_padding(padding), ceil_mode, counted, divisor_override)
-        if padding == "same":
+        if is_same(padding):
             self.padding: Any = "same"
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.padding != "same":
+        if not is_same(self.padding):
             return super().forward(input)
-        sides = same_sides(input, self.kernel_size, self.stride)
-
-        def pool(x: Tensor) -> Tensor:
-            return avg_pool2d(
-                padded(x, sides), self.kernel_size, self.stride, divisor_override=self.divisor_override
-            )  # fmt: skip
-
-        if self.count_include_pad or self.divisor_override is not None:
-            return pool(input)
-        ones = torch.ones((1, *input.shape[-2:]), dtype=input.dtype, device=input.device)
-        return pool(input) / pool(ones)  # the second is the part of each window that is no padding
+        return avg_pool2d_same(
+            input, self.kernel_size, self.stride, self.count_include_pad, self.divisor_override
+        )  # fmt: skip

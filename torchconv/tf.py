@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import functional
+from torchconv.geometry import as_ints
 
 #: The order of the dimensions -> that order of N, C, H, W, and back.
 LAYOUTS = {"NHWC": ((0, 3, 1, 2), (0, 2, 3, 1)), "NCHW": ((0, 1, 2, 3), (0, 1, 2, 3))}
@@ -34,22 +35,23 @@ def conv2d(
     have the layout of what they are gradients of.
 
     Args:
-        images: [N, H, W, C], or [N, C, H, W] if data_format is "NCHW"; float64, float32, bfloat16, float16 or complex.
+        images: [N, H, W, C], or [N, C, H, W] if data_format is "NCHW", with any number of dimensions in place of N;
+            float64, float32, bfloat16, float16 or complex.
         filters: [R, S, C / groups, K] (height, width, in, out), of the dtype of images. As in TensorFlow, there are
             as many groups as its third size goes into C.
-        strides: in pixels: one number, (vertical, horizontal), or one for each dimension of images, of which those of
-            the batch and of the channels are 1.
+        strides: in pixels: one number, (vertical, horizontal), or one for each of N, H, W, C in the order of
+            data_format, of which those of the batch and of the channels are 1.
         padding: "VALID" (none); "SAME": the output has ceil(H / stride) x ceil(W / stride) pixels, and of
             max(0, (P - 1) * stride + dilation * (R - 1) + 1 - H) zeros the odd one goes to the bottom (right);
-            or zeros in pixels: a (before, after) for each dimension of images, of which those of the batch and of the
-            channels are (0, 0), or ((top, bottom), (left, right)).
+            or zeros in pixels: a (before, after) for each of N, H, W, C in the order of data_format, of which those of
+            the batch and of the channels are (0, 0), or ((top, bottom), (left, right)).
         dilations: distance of neighbouring taps, in pixels, in the forms of strides.
         data_format: "NHWC" or "NCHW".
         bias: [K], or None.
         activation, negative_slope: as in torchconv.conv2d.
 
     Returns:
-        z, [N, P, Q, K], or [N, K, P, Q], of the dtype of images.
+        z, [N, P, Q, K], or [N, K, P, Q], of the dtype of images, with the same dimensions in place of N.
 
     Raises:
         TypeError: if images or filters is no tensor.
@@ -62,8 +64,16 @@ def conv2d(
     for name, tensor in (("images", images), ("filters", filters)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have 4 dimensions, but got size {list(tensor.shape)}")
+    if images.dim() < 4:
+        raise ValueError(f"images must have 4 dimensions or more, but got size {list(images.shape)}")
+    if filters.dim() != 4:
+        raise ValueError(f"filters must have 4 dimensions, but got size {list(filters.shape)}")
+    if images.dim() > 4:
+        z = conv2d(
+            images.flatten(0, -4), filters, strides, padding, dilations,
+            data_format=data_format, bias=bias, activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+        return z.reshape(*images.shape[:-3], *z.shape[1:])
     to_nchw, from_nchw = LAYOUTS[data_format]
     x, w = images.permute(to_nchw), filters.permute(3, 2, 0, 1)
     y = functional.conv2d(
@@ -82,7 +92,8 @@ def conv2d(
 
 def spatial(name: str, values: Any, data_format: str) -> tuple[Any, ...]:
     """(vertical, horizontal) of one number, of these two, or of one for each dimension of images."""
-    if not isinstance(values, Sequence):
+    values = as_ints(values)
+    if not isinstance(values, tuple):
         return values, values
     if len(values) == 4:
         of = dict(zip(data_format, values, strict=True))
@@ -100,7 +111,8 @@ def explicit(padding: Any, data_format: str) -> Any:
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME', 'VALID' or explicit, but got {padding!r}")
         return padding.lower()
-    pairs = isinstance(padding, Sequence) and all(isinstance(side, Sequence) and len(side) == 2 for side in padding)
+    padding = as_ints(padding)
+    pairs = isinstance(padding, tuple) and all(isinstance(side, tuple) and len(side) == 2 for side in padding)
     if not pairs or len(padding) not in (2, 4):
         raise ValueError(
             f"padding must be 'SAME', 'VALID', or a (before, after) for each dimension of images or for its height "
@@ -108,7 +120,7 @@ def explicit(padding: Any, data_format: str) -> Any:
         )
     if len(padding) == 2:
         return padding
-    of = {name: tuple(sides) for name, sides in zip(data_format, padding, strict=True)}
+    of = dict(zip(data_format, padding, strict=True))
     if of["N"] != (0, 0) or of["C"] != (0, 0):
         raise ValueError(f"padding of the batch and of the channels must be (0, 0), but got padding={list(padding)}")
     return of["H"], of["W"]
