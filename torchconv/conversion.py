@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from torchconv import _C, folding
+from torchconv import _C, folding, tables
 from torchconv.fake import FLOATS
 from torchconv.module import Conv2d
 from torchconv.modules import qualified_name, unwrapped
@@ -26,7 +26,7 @@ DTYPES = (*FLOATS, torch.complex64, torch.complex128)
 
 @dataclass
 class Report:
-    """What `convert` or `revert` did. Printed, it is a table.
+    """What `convert` or `revert` did. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         model: the model. With folding, a new torch.fx.GraphModule.
@@ -39,6 +39,16 @@ class Report:
     changed: dict[str, str] = field(default_factory=dict)
     folded: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
+        rows = [(name, kind, ", ".join(self.folded.get(name, ())), "") for name, kind in kinds.items()]
+        rows += [(name or "(the model)", "", "", reason) for name, reason in self.left.items()]
+        head = "layer", "changed into", "folded in", "left, since"
+        return tables.as_html(head, rows, "<<<<", "\n".join(str(self).split("\n")[len(rows) :]))
 
     def __str__(self) -> str:
         kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
