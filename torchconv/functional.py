@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import _C, autograd
+from torchconv import _C, autograd, exporting, quantized
 from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.geometry import Padding, beside_one_row, four_sided, pair, single, transposed_size
 from torchconv.implementations import choice
@@ -82,6 +82,8 @@ def conv2d(
         )
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides = four_sided(padding, input, weight, strides, dilations)
+    if exporting.for_onnx():
+        return exporting.conv2d(input, weight, bias, strides, sides, dilations, groups, name, negative_slope)
     geometry = (strides, sides, dilations, groups, choice.name)
     try:
         if input.is_complex() or weight.is_complex():
@@ -196,6 +198,10 @@ def conv_transpose2d(
         return stand_in(
             conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
+    if exporting.for_onnx():
+        return torch.nn.functional.conv_transpose2d(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )  # fmt: skip
     dim = input.dim()
     if dim == 3:
         batch = input.unsqueeze(0)
@@ -247,6 +253,8 @@ def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> 
     for name, other in (("weight", w), ("bias", bias)):
         if other is None or other.dtype == y.dtype:
             continue
+        if y.is_quantized:
+            quantized.refuse(y)
         if not autograd.autocast_is_active() or not (is_cast(y) and is_cast(other)):
             raise RuntimeError(f"Input type ({y.dtype}) and {name} type ({other.dtype}) should be the same")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != w.shape[1] * groups):
