@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import pad
 
 from torchconv.activations import check_activation
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.geometry import Padding, beside_one_row, explicit_padding, four_sided, same_padding
+from torchconv.geometry import Padding, beside_one_row, check_lengths, explicit_padding, four_sided, same_padding
 
 
 class Activated:
@@ -84,6 +85,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
         )
+        check_lengths(2, self)
         if padding == "same":
             self.padding = "same"
             beyond = four_sided("same", self.weight, self.weight, (1, 1), self.dilation)
@@ -156,6 +158,7 @@ class Conv1d(Activated, torch.nn.Conv1d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
         )
+        check_lengths(1, self)
         if padding == "same":
             self.padding = "same"
             before, after = same_padding(1, self.kernel_size[0], 1, self.dilation[0])
@@ -190,6 +193,11 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         ValueError: on arguments or an output_size that no input could fit, with the words of torch.nn.ConvTranspose2d.
         RuntimeError, TypeError: when called, as torchconv.functional.conv_transpose2d does.
     """
+
+    @functools.wraps(torch.nn.ConvTranspose2d.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_lengths(2, self)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding: Any = self.padding
