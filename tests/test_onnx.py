@@ -1,9 +1,9 @@
 """What torch.onnx.export makes of a network, run by onnxruntime, is the network: by torchconv.onnx, and directly."""
 
-import io
 import re
 import subprocess
 import sys
+import tempfile
 
 import onnx
 import onnx.reference
@@ -233,9 +233,10 @@ class DirectGraph(Graph):
     """The same, of a network that torch.onnx.export is given itself."""
 
     def __init__(self, network, *inputs, **options):
-        buffer = io.BytesIO()
-        torch.onnx.export(network.eval(), inputs, buffer, verbose=False, **options)
-        self.read(onnx.load_from_string(buffer.getvalue()))
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/network.onnx"
+            torch.onnx.export(network.eval(), inputs, path, verbose=False, **options)
+            self.read(onnx.load(path))
 
 
 #: But for the last one, whose output_padding onnxruntime refuses, from torch's own layer, too.

@@ -69,7 +69,7 @@ def test_an_unavailable_part_is_an_error(monkeypatch):
 
 
 def test_a_part_holds_for_layers_and_their_backward_passes():
-    layer = Conv2d(4, 4, 3, padding=1)
+    layer = Conv2d(4, 4, 3, padding=1, bias=False)
     with torchconv.use("winograd"):
         found = explain(layer, (1, 4, 8, 8)).layers[0].choices
         assert {choice.implementation for choice in found} == {WINOGRAD}
