@@ -36,6 +36,20 @@ std::vector<std::string> split(const std::string& names) {
   refuse("implementation \"" + names + "\" " + why);
 }
 
+bool has_part(const Implementation& row, const std::string& part) {
+  return std::string(row.name).find(part) != std::string::npos;
+}
+
+// The row of this name, or else all rows that have it as a part of theirs.
+std::vector<const Implementation*> rows_named(const std::string& name) {
+  std::vector<const Implementation*> found;
+  for (const Implementation& row : implementations()) {
+    if (name == row.name) return {&row};
+    if (!name.empty() && has_part(row, name)) found.push_back(&row);
+  }
+  return found;
+}
+
 const Implementation& choose_among(const Conv& conv, Op op, const std::string& names) {
   std::vector<std::string> wanted, left_out;
   for (const std::string& part : split(names)) {
@@ -46,22 +60,22 @@ const Implementation& choose_among(const Conv& conv, Op op, const std::string& n
     }
   }
   const auto is_left_out = [&](const Implementation& row) {
-    for (const std::string& part : left_out)
-      if (std::string(row.name).find(part) != std::string::npos) return true;
-    return false;
+    return std::any_of(left_out.begin(), left_out.end(), [&](const auto& part) { return has_part(row, part); });
   };
   bool of_device = wanted.empty(), available = wanted.empty();
   for (const std::string& name : wanted) {
-    bool exists = false;
-    for (const Implementation& row : implementations()) {
-      if (name != row.name) continue;
-      exists = true;
-      if (row.device != conv.device) continue;
+    const std::vector<const Implementation*> rows = rows_named(name);
+    if (rows.empty()) refuse(name, "does not exist");
+    const Implementation* able = nullptr;
+    for (const Implementation* row : rows) {
+      if (row->device != conv.device) continue;
       of_device = true;
-      available |= row.available();
-      if (!is_left_out(row) && row.can_do(conv, op)) return row;
+      available |= row->available();
+      if (is_left_out(*row) || !row->can_do(conv, op)) continue;
+      if (row->suits(conv, op)) return *row;
+      if (!able) able = row;
     }
-    if (!exists) refuse(name, "does not exist");
+    if (able) return *able;
   }
   if (wanted.empty())
     for (const Implementation& row : implementations())

@@ -44,8 +44,9 @@ const std::vector<Implementation>& implementations();
 // of its batch left out: what one sample becomes does not depend on the others. (grad_weight is a sum over the batch.)
 //
 // `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken (those
-// of other devices are passed over), and of "!part", which leaves out all rows with this part in their name. Throws
-// std::runtime_error if there is no such row.
+// of other devices are passed over), and of "!part", which leaves out all rows with this part in their name. A part of
+// a name selects, too: of the rows that have it, the first that supports and suits the problem, or else the first that
+// supports it. Throws std::runtime_error if there is no such row.
 const Implementation& choose(const Conv& conv, Op op, const std::string& names);
 
 // Why `choose` does not take this row of the problem's device if no name is given: empty if it would.

@@ -52,6 +52,12 @@ bool is_available(const std::string& name) {
   throw py::key_error(name);
 }
 
+#ifdef __clang__
+constexpr const char* compiler = __VERSION__;  // "Clang 18.1.3 (...)"
+#else
+constexpr const char* compiler = "GCC " __VERSION__;
+#endif
+
 // torchconv/diagnose.py looks for these words in the file when it cannot be loaded.
 const char* const stamp = "torchconv was built with torch " TORCH_VERSION ".";
 
@@ -63,21 +69,27 @@ std::map<std::string, std::string> build_info() {
 #endif
   return {
       {"version", TORCHCONV_VERSION}, {"torch", TORCH_VERSION}, {"stamp", stamp},
-      {"compiler", __VERSION__},      {"cuda", cuda},
+      {"compiler", compiler},         {"cuda", cuda},
   };
 }
 
+// Every feature that a kernel asks for, and whether this machine has it.
 std::map<std::string, bool> cpu_features() {
-  std::map<std::string, bool> features;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  features["avx2"] = __builtin_cpu_supports("avx2");
-  features["fma"] = __builtin_cpu_supports("fma");
-  features["avx512f"] = __builtin_cpu_supports("avx512f");
-  features["avx512bw"] = __builtin_cpu_supports("avx512bw");
-  features["avx512vl"] = __builtin_cpu_supports("avx512vl");
+  return {
+      {"avx2", bool(__builtin_cpu_supports("avx2"))},
+      {"fma", bool(__builtin_cpu_supports("fma"))},
+      {"f16c", bool(__builtin_cpu_supports("f16c"))},
+      {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
+      {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
+      {"avx512dq", bool(__builtin_cpu_supports("avx512dq"))},
+      {"avx512vl", bool(__builtin_cpu_supports("avx512vl"))},
+      {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16"))},
+  };
+#else
+  return {};
 #endif
-  return features;
 }
 
 // The implementation that an operator would run for operands of these sizes and strides (in elements) on `device`,

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cctype>
 #include <optional>
 #include <stdexcept>
 
@@ -21,14 +22,28 @@ View view(const Tensor& tensor) {
           tensor.is_cuda() ? Device::cuda : Device::cpu};
 }
 
+// As torch prints a dtype in Python: "torch.float32".
 std::string dtype_name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: return "float64";
-    case ScalarType::Float: return "float32";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    default: return torch::headeronly::toString(type);
-  }
+  const auto name = [&]() -> std::string {
+    switch (type) {
+      case ScalarType::Double: return "float64";
+      case ScalarType::Float: return "float32";
+      case ScalarType::Half: return "float16";
+      case ScalarType::Byte: return "uint8";
+      case ScalarType::Char: return "int8";
+      case ScalarType::Short: return "int16";
+      case ScalarType::Int: return "int32";
+      case ScalarType::Long: return "int64";
+      case ScalarType::ComplexHalf: return "complex32";
+      case ScalarType::ComplexFloat: return "complex64";
+      case ScalarType::ComplexDouble: return "complex128";
+      default: break;  // Bool, BFloat16, Float8_e5m2, UInt16, ...: the same name but for its capitals
+    }
+    std::string lower = torch::headeronly::toString(type);
+    for (char& letter : lower) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+    return lower;
+  };
+  return "torch." + name();
 }
 
 std::string device_name(const Tensor& tensor) {

@@ -256,7 +256,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of the faults, those with this text in them")
     arguments = parser.parse_args()
     if arguments.action == "build":
-        return build()
+        build()
+        return
     faults = [(fault, selection) for fault, selection in places() if arguments.only in fault]
     missed = 0
     for fault, selection in faults:

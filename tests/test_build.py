@@ -179,6 +179,43 @@ def test_a_package_without_its_extension_raises_that_error(tmp_path):
     assert "ImportError: torchconv cannot be imported: its extension has not been built" in result.stderr
 
 
+def imported_in_a_clone(tmp_path, *search_path):
+    """The error of `import torchconv` in a clone of the repository whose extension has not been built."""
+    root = tmp_path / "a clone"
+    package = Path(torchconv.__file__).parent
+    shutil.copytree(package, root / "torchconv", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (root / "csrc").mkdir()
+    (root / "setup.py").touch()
+    # an editable installation has an importer of its own, which would find the extension all the same
+    script = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import torchconv"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search_path))},
+    )  # fmt: skip
+    assert result.returncode != 0
+    return root, result.stderr
+
+
+def test_a_clone_that_hides_the_installed_package_says_so(tmp_path):
+    site = tmp_path / "site-packages"
+    shutil.copytree(Path(torchconv.__file__).parent, site / "torchconv")
+    root, text = imported_in_a_clone(tmp_path, site)
+    assert f"{root / 'torchconv'} is torchconv's source, and hides the package that is installed in" in text
+    assert f"{site / 'torchconv'}. Run Python in another folder than {root}" in text
+    subprocess.run(
+        [sys.executable, "-c", "import torchconv"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+    )
+
+
+def test_a_clone_without_an_installed_package_says_to_build_in_it(tmp_path):
+    root, text = imported_in_a_clone(tmp_path)
+    assert f"Build the extension in it: pip install --force-reinstall --no-deps --editable '{root}'" in text
+    assert "hides" not in text
+
+
 def test_only_the_stable_part_of_torch_is_linked():
     """Every symbol that the extension takes from torch is of the C interface, whose names do not change."""
     undefined = subprocess.run(

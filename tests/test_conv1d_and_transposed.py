@@ -84,7 +84,8 @@ def test_values_and_gradients_are_torchs_on_every_implementation(row, function):
                 with torchconv.use(row):
                     found = value_and_gradients(ours, *tensors, options)
             except RuntimeError as error:
-                assert re.search("does not do this .* problem", str(error))
+                if not re.search("does not do this .* problem", str(error)):
+                    raise
                 continue
             wanted = value_and_gradients(theirs, *operands(ours, x_size, w_size, options), options)
             assert all(torch.equal(a, b.to(dtype)) for a, b in zip(found, wanted, strict=True)), (name, dtype)

@@ -19,8 +19,8 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 #: Modules that users need not import: what they have for them is in torchconv.__all__.
 INTERNAL = {
-    "activations", "autocast", "autograd", "conversion", "diagnose", "fake", "folding", "geometry", "implementations",
-    "module", "modules", "pooling", "recording", "runtime", "vmap",
+    "activations", "autocast", "autograd", "conversion", "diagnose", "exporting", "fake", "folding", "geometry",
+    "implementations", "module", "modules", "pooling", "quantized", "recording", "runtime", "tables", "vmap",
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Bad arguments: a clear error that names the argument and both values, in torch's own words where it has any."""
 
 import contextlib
+import inspect
+import re
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchconv
-from torchconv import Conv2d, functional
+from torchconv import Conv1d, Conv2d, ConvTranspose2d, functional
+from torchconv.fake import FLOATS
 
 ops = torch.ops.torchconv
 HUGE = 2**62
@@ -72,7 +75,7 @@ def test_messages_that_torch_has_too(name):
 def test_messages_that_torch_has_elsewhere():
     refused(
         RuntimeError,
-        r"Input type \(float32\) and weight type \(float64\) should be the same",
+        r"Input type \(torch.float32\) and weight type \(torch.float64\) should be the same",
         x_(),
         w_(dtype=torch.float64),
     )
@@ -328,3 +331,46 @@ def test_sizes_of_zero_beside_huge_ones():
         ops.conv2d_grad_input(x_(2, 1, 1, 2), x_(1, 2, 1, 1), (2**62, 0), (2**62, 1), (0, 0, 1, 1), (1, 1), 1)
     empty = ops.conv2d_grad_input(x_(1, 1, 1, 2), x_(1, 1, 1, 1), (2**40, 0), (2**40, 1), (0, 0, 1, 1), (1, 1), 1)
     assert empty.shape == (1, 1, 2**40, 0), "at once: there is nothing to loop over"
+
+
+@pytest.mark.parametrize("layer", [Conv2d, ConvTranspose2d])
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "dilation"])
+def test_lengths_are_checked_when_a_layer_is_made(layer, name):
+    match = rf"{name} must be an int or 2 of them \(vertical, horizontal\), but got {name}=\(3, 3, 3\)"
+    with pytest.raises(ValueError, match=match):
+        layer(2, 4, **{"kernel_size": 3, name: (3, 3, 3)})
+    match = rf"{name} must be an int or a sequence of one, but got {name}=\(3, 3\)"
+    with pytest.raises(ValueError, match=match):
+        Conv1d(2, 4, **{"kernel_size": 3, name: (3, 3)})
+    with pytest.raises(ValueError, match=r"kernel_size must be an int or 2 of them .* but got kernel_size=\(3,\)"):
+        layer(2, 4, (3,))
+
+
+def test_the_signature_of_a_transposed_layer_is_torchs():
+    ours, theirs = (inspect.signature(layer).parameters.values() for layer in (ConvTranspose2d, nn.ConvTranspose2d))
+    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+    layer = ConvTranspose2d(2, 4, 3, stride=(2,), output_padding=1)
+    assert layer(torch.ones(1, 2, 3, 3)).shape == nn.ConvTranspose2d(2, 4, 3, 2, output_padding=1)(
+        torch.ones(1, 2, 3, 3)
+    ).shape  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.uint16, torch.bool,
+     torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2],
+    ids=str,
+)  # fmt: skip
+def test_messages_name_dtypes_as_torch_does(dtype):
+    """Those of the kernels and those of the fake kernels are the same."""
+    x, w = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3, dtype=torch.uint8).to(dtype)
+    message = f"Input type (torch.float32) and weight type ({dtype}) should be the same"
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            ops.conv2d(x.to(device), w.to(device), *G)
+    if dtype in FLOATS:
+        return
+    for device in ("cpu", "meta"):
+        y = torch.ones(1, 2, 4, 4, dtype=torch.uint8).to(dtype).to(device)
+        with pytest.raises(RuntimeError, match=f"bfloat16 or float16, but got {re.escape(str(dtype))}$"):
+            ops.conv2d(y, w.to(device), *G)

@@ -2,7 +2,9 @@
 
 import gc
 import weakref
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d, explain
+from torchconv.explanation import HEAD
 
 
 def network():
@@ -322,10 +325,67 @@ def test_plot(tmp_path):
             r"model must know its sizes, but 0\.weight is lazy",
         ),
         (nn.ReLU(), (1, 3.0), TypeError, r"input_shape must consist of ints, but got 3\.0"),
-        (nn.ReLU(), 5, TypeError, r"input_shape must be a sequence of ints, or of such sequences, but got 5"),
+        (
+            nn.ReLU(),
+            5,
+            TypeError,
+            r"input_shape must be a sequence of ints, a tensor, or a sequence of these, but got 5",
+        ),
         (nn.ReLU(), (1, -3), ValueError, "input_shape must not be negative, but got -3"),
+        (nn.ReLU(), (torch.ones(1), 3), TypeError, r"input_shape must consist of ints, but got tensor\(\[1\.\]\)"),
     ],
 )
 def test_errors(model, shape, error, message):
     with pytest.raises(error, match=message):
         explain(model, shape)
+
+
+def test_examples_of_the_inputs():
+    """Their shapes, strides and dtypes count, and their data do not."""
+    model, x = network(), torch.randn(2, 3, 24, 24)
+    from_shape = explain(model, x.shape, measure_scratch=False)
+    assert explain(model, x, measure_scratch=False) == explain(model, [x], measure_scratch=False) == from_shape
+    last = explain(model, x.to(memory_format=torch.channels_last), measure_scratch=False)
+    assert last == explain(model, x.shape, memory_format=torch.channels_last, measure_scratch=False) != from_shape
+    model, inputs = Residual(), (torch.randn(2, 8, 12, 12), torch.full((1,), torch.nan))
+    assert (
+        explain(model, inputs) == explain(model, [(2, 8, 12, 12), inputs[1]]) == explain(model, [(2, 8, 12, 12), (1,)])
+    )
+    words = explain(nn.Embedding(10, 4), torch.tensor([[1, 2, 3]]))
+    assert (words.input_shapes, words.output_shape, words.input_bytes) == (((1, 3),), (1, 3, 4), 24)
+    needed = explain(Conv2d(4, 4, 3), torch.randn(1, 4, 8, 8, requires_grad=True)).layers[0].choices
+    assert [choice.op for choice in needed] == ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
+
+
+def test_sizes_may_be_integers_of_numpy():
+    assert explain(nn.ReLU(), np.array([2, 3]).tolist()) == explain(nn.ReLU(), tuple(np.array([2, 3])))
+
+
+def test_shown_it_is_a_table():
+    """In a REPL by its repr, in a notebook by its HTML."""
+    found = explain(network(), (2, 3, 24, 24))
+    assert repr(found) == str(found)
+    assert len(repr(found)) < 2_000
+    assert repr(found).splitlines()[0].split() == [word for cell in HEAD for word in cell.split()]
+    table = ElementTree.fromstring(f"<div>{found._repr_html_()}</div>")
+    head, *rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
+    assert head == list(HEAD)
+    assert [row[0] for row in rows] == [*map(str, range(9)), "total"]
+    for row, line in zip(rows, repr(found).splitlines()[1:], strict=False):
+        assert " ".join(row).split() == line.split()
+    assert table.find("pre").text == repr(found).splitlines()[-1]
+
+
+def test_its_parts_are_short():
+    choice = explain(Conv2d(64, 64, 3), (2, 64, 14, 14)).layers[0].choices[0]
+    assert choice.passed_over
+    assert repr(choice) == (
+        f"Choice(op='conv2d', implementation='{choice.implementation}', scratch_bytes={choice.scratch_bytes})"
+    )
+
+
+def test_html_is_escaped():
+    model = nn.Module()
+    model.add_module("<b>", nn.ReLU())
+    model.forward = lambda x: getattr(model, "<b>")(x)
+    assert "&lt;b&gt;" in explain(model, (1, 2))._repr_html_()

@@ -1,6 +1,8 @@
 """Where people already are: profiler, parametrizations, pruning, checkpointing of blocks, quantization of other layers."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d
 
 
@@ -143,3 +146,52 @@ def test_quantization_of_a_traced_graph_leaves_the_layers_alone():
     assert sum("conv2d" in target for target in targets) == 2, "they are calls of torchconv.conv2d"
     assert "quantized" in type(getattr(quantized, "1")).__module__
     assert (quantized(x) - model(x)).abs().max() < 0.1
+
+
+def statically_quantized(model, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+        prepared = torch.ao.quantization.prepare(model)
+        prepared(x)
+        return torch.ao.quantization.convert(prepared)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_quantized_tensors_are_refused_with_advice(grad):
+    """As they come to the layers of a converted model by static eager quantization; reverted, it is quantized."""
+    x = torch.randn(2, 3, 6, 6)
+    model = torch.ao.quantization.QuantWrapper(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())).eval()
+    wanted = model(x)
+    torchconv.convert(model)
+    advice = r"no kernels for quantized tensors, but got .* torch.quint8: call torchconv.revert\(model\) before"
+    with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match=advice):
+        statically_quantized(model, x)(x)
+    torchconv.revert(model)
+    quantized = statically_quantized(model, x)
+    assert "quantized" in type(quantized.module[0]).__module__
+    assert (quantized(x) - wanted).abs().max() < 0.1
+    for layer, size in (
+        (Conv1d(3, 4, 3), (2, 3, 6)),
+        (ConvTranspose2d(3, 4, 3), (2, 3, 6, 6)),
+        (Conv2d(3, 4, 3), (3, 6, 6)),
+    ):
+        x = torch.quantize_per_tensor(torch.randn(size), 0.1, 0, torch.quint8)
+        with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match=advice):
+            layer(x)
+
+
+def test_files_are_loaded_after_an_import_of_torchconv(tmp_path):
+    layer, x = Conv2d(3, 4, 3, activation="relu").eval(), torch.randn(1, 3, 5, 5)
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "program.pt2")
+    torch.jit.trace(layer, x).save(tmp_path / "traced.pt")
+    torch.save((x, layer(x)), tmp_path / "expected.pt")
+    code = f"""
+import pathlib, torch
+import torchconv
+folder = pathlib.Path({str(tmp_path)!r})
+x, wanted = torch.load(folder / "expected.pt")
+assert torch.equal(torch.export.load(folder / "program.pt2").module()(x), wanted)
+assert torch.equal(torch.jit.load(folder / "traced.pt")(x), wanted)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

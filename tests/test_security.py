@@ -228,10 +228,12 @@ def test_a_system_call_is_seen(tmp_path):
 #: What torchconv imports, and who: no pickle, no network, no programs. Beside them torch, and what users ask for by name.
 IMPORTS = {
     "__future__": None, "collections": None, "contextlib": None, "copy": None, "dataclasses": None, "functools": None,
-    "inspect": None, "itertools": None, "math": None, "typing": None, "weakref": None, "torch": None, "torchconv": None,
+    "html": None, "inspect": None, "itertools": None, "math": None, "typing": None, "weakref": None, "torch": None, "torchconv": None,
     "os": {"implementations.py"},  # TORCHCONV_USE
     "sys": {"__main__.py", "diagnose.py"},
-    **{name: {"diagnose.py"} for name in ("importlib", "json", "pathlib", "re", "shlex", "sysconfig")},  # it has failed
+    "signal": {"__main__.py"},  # SIGPIPE
+    "importlib": {"__init__.py", "diagnose.py"},
+    **{name: {"diagnose.py"} for name in ("json", "pathlib", "re", "shlex", "sysconfig")},  # it has failed
     "keras": {"keras.py"}, "opacus": {"opacus.py"}, "onnxscript": {"onnx.py"}, "matplotlib": {"explanation.py"},
 }  # fmt: skip
 
@@ -243,6 +245,7 @@ NAMES = {
     "savefig", "environ", "recompile", "GraphModule", "import_module", "CDLL", "pickle", "dill", "globals",
 }  # fmt: skip
 ALLOWED = {
+    ("__init__.py", "import_module"): "torchconv.keras, onnx, opacus and tf, when they are first used",
     ("implementations.py", "environ"): "TORCHCONV_USE, once, at import",
     ("diagnose.py", "read_text"): "what pip noted about this package, after an import that failed",
     ("diagnose.py", "read_bytes"): "the extension itself, after an import that failed",

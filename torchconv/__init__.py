@@ -1,5 +1,7 @@
 """A hand-written convolution for PyTorch: a drop-in for torch.nn.Conv2d, differentiable to every order."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch  # noqa: F401  (loads the libraries that _C needs)
 
 try:
@@ -9,10 +11,10 @@ except ImportError as error:
 
     raise ImportError(diagnosis(error)) from error
 
-from torchconv import autocast, fake, functional, vmap  # noqa: F401
+from torchconv import autocast, fake, functional, quantized, vmap  # noqa: F401
 from torchconv.conversion import Report, convert, converting, revert
 from torchconv.explanation import Explanation, explain
-from torchconv.functional import conv2d
+from torchconv.functional import conv1d, conv2d, conv_transpose2d
 from torchconv.implementations import Implementation, chosen, implementations, use
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, LazyConv1d, LazyConv2d, LazyConvTranspose2d
 from torchconv.pooling import AvgPool2d, MaxPool2d
@@ -32,7 +34,9 @@ __all__ = [
     "MaxPool2d",
     "Report",
     "chosen",
+    "conv1d",
     "conv2d",
+    "conv_transpose2d",
     "convert",
     "converting",
     "explain",
@@ -42,3 +46,22 @@ __all__ = [
     "scratch_bytes",
     "use",
 ]
+
+if TYPE_CHECKING:
+    from torchconv import keras, onnx, opacus, tf  # noqa: F401
+else:
+
+    def __getattr__(name: str) -> Any:
+        """The modules for other libraries are imported when they are first used."""
+        if name not in ("keras", "onnx", "opacus", "tf"):
+            raise AttributeError(f"module 'torchconv' has no attribute {name!r}")
+        from importlib import import_module
+
+        try:
+            return import_module(f"torchconv.{name}")
+        except ImportError as error:  # hasattr, inspect and others of their kind expect this class
+            raise AttributeError(str(error), name=name) from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "keras", "onnx", "opacus", "tf"])

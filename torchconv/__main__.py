@@ -1,5 +1,6 @@
 """python -m torchconv: what is installed, what this machine can do, and which implementations there are."""
 
+import signal
 import sys
 
 import torch
@@ -10,13 +11,14 @@ from torchconv import _C
 
 def main() -> None:
     build = _C.build_info()
+    features = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in _C.cpu_features().items())
     facts = {
         "torchconv": f"{torchconv.__version__}, built with torch {build['torch']} and {build['compiler']}",
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "cuda": build["cuda"],
         "threads": f"{_C.count_threads()} of torch's {torch.get_num_threads()}",
-        "cpu features": ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in _C.cpu_features().items()),
+        "cpu features": features or "(no kernel asks for any)",
     }
     for name, value in facts.items():
         print(f"{name:14} {value}")
@@ -26,4 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end in silence when `head` has read enough
     main()

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from torchconv import _C, folding
+from torchconv import _C, folding, tables
 from torchconv.fake import FLOATS
 from torchconv.module import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
 from torchconv.modules import qualified_name, unwrapped
@@ -41,7 +41,7 @@ NOTHING = (
 
 @dataclass
 class Report:
-    """What `convert` or `revert` did. Printed, it is a table.
+    """What `convert` or `revert` did. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         model: the model. With folding, a new torch.fx.GraphModule.
@@ -56,6 +56,16 @@ class Report:
     folded: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     note: str = ""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
+        rows = [(name, kind, ", ".join(self.folded.get(name, ())), "") for name, kind in kinds.items()]
+        rows += [(name or "(the model)", "", "", reason) for name, reason in self.left.items()]
+        head = "layer", "changed into", "folded in", "left, since"
+        return tables.as_html(head, rows, "<<<<", "\n".join(str(self).split("\n")[len(rows) :]))
 
     def __str__(self) -> str:
         kinds = {name: type(self.model.get_submodule(name)).__name__ for name in self.folded} | self.changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from torchconv import tables
 from torchconv.implementations import selection
 from torchconv.modules import left_alone, unwrapped
 from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
+
+Shape = tuple[int, ...]
+
+#: The columns of an Explanation's table: words to the left, numbers to the right.
+HEAD = "layer", "kind", "output", "parameters", "macs", "output MB", "saved MB", "scratch MB", "implementation"
+ALIGNS = "<<<>>>>><"
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Choice:
 
     op: str
     implementation: str
-    passed_over: dict[str, str]
+    passed_over: dict[str, str] = field(repr=False)
     scratch_bytes: int
 
     def __str__(self) -> str:
@@ -90,7 +97,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` tells. Printed, it is a table.
+    """What `explain` tells. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         layers: in the order of their calls.
@@ -147,7 +154,9 @@ class Explanation:
         """Working memory of the operators of torchconv, of all threads together; they run one after the other."""
         return max((layer.scratch_bytes for layer in self.layers), default=0)
 
-    def __str__(self) -> str:
+    @property
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Of the table: one for each layer, and the totals."""
         rows: list[tuple[str, ...]] = [
             (
                 layer.title, layer.kind, by(layer.output_shape), f"{layer.parameters:,}", f"{layer.macs:,}",
@@ -156,13 +165,23 @@ class Explanation:
             for layer in self.layers
         ]  # fmt: skip
         totals = mb(self.output_bytes), mb(self.saved_bytes), mb(self.scratch_bytes)
-        rows.append(("total", "", by(self.output_shape), f"{self.parameters:,}", f"{self.macs:,}", *totals, ""))
+        return [*rows, ("total", "", by(self.output_shape), f"{self.parameters:,}", f"{self.macs:,}", *totals, "")]
+
+    @property
+    def _below(self) -> str:
+        """What stands below the table: the memory of the whole, and of a single layer its choices."""
         memory = (
             f"training keeps {mb(self.training_bytes)} MB; inference takes {mb(self.inference_bytes)} MB for two "
             f"layers at a time, {mb(self.inference_peak_bytes)} MB at its peak"
         )
         reasons = [str(layer) for layer in self.layers if layer.choices] if len(self.layers) == 1 else []
-        return "\n".join([table(rows), memory, *reasons])
+        return "\n".join([memory, *reasons])
+
+    def __repr__(self) -> str:
+        return f"{tables.as_text([HEAD, *self._rows], ALIGNS)}\n{self._below}"
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(HEAD, self._rows, ALIGNS, self._below)
 
     def plot(self, path: Any = None) -> Any:
         """Draw memory and FLOPs of each layer.
@@ -207,22 +226,9 @@ def by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "()"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """With words to the left and numbers to the right."""
-    head = "layer", "kind", "output", "parameters", "macs", "output MB", "saved MB", "scratch MB", "implementation"
-    rows = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = "<<<>>>>><"
-    lines = (
-        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
-        for line in rows
-    )
-    return "\n".join(map(str.rstrip, lines))
-
-
 def explain(
     model: nn.Module,
-    input_shape: Sequence[int] | Sequence[Sequence[int]],
+    input_shape: Sequence[int] | Tensor | Sequence[Sequence[int] | Tensor],
     *,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -236,16 +242,18 @@ def explain(
     Args:
         model: in the mode, training or not, that is to be explained; of layers of any kind. Of torch.compile,
             DataParallel and DistributedDataParallel, the model inside is explained.
-        input_shape: of the input, with its batch: (N, C, H, W). For several inputs, a sequence of shapes.
-        dtype: of the inputs; by default that of the first parameter that is no integer.
-        memory_format: of inputs with four dimensions: torch.contiguous_format or torch.channels_last.
+        input_shape: of the input, with its batch: (N, C, H, W); or an example of the input, whose shape, strides, dtype
+            and device count, and whose data are not read. For several inputs, a sequence of shapes and examples.
+        dtype: of inputs that are given as shapes; by default that of the first parameter that is no integer.
+        memory_format: of inputs that are given as shapes, with four dimensions: torch.contiguous_format or
+            torch.channels_last.
         measure_scratch: whether to run the operators. Otherwise all scratch_bytes are 0.
 
     Returns:
         an Explanation.
 
     Raises:
-        TypeError: if model is no torch.nn.Module, or a size is no int.
+        TypeError: if model is no torch.nn.Module, an input neither a shape nor a tensor, or a size no int.
         ValueError: on a negative size, or if layers of the model are lazy and have not met an input.
         Whatever the model raises for inputs of this shape.
     """
@@ -255,13 +263,15 @@ def explain(
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"model must know its sizes, but {name} is lazy: call the model on an input first")
-    shapes = checked_shapes(input_shape)
+    examples = checked_examples(input_shape)
     numbers = (p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
     dtype = dtype or next(numbers, torch.get_default_dtype())
 
-    def make_inputs() -> tuple[Tensor, ...]:
-        inputs = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
-        return tuple(x.to(memory_format=memory_format) if x.dim() == 4 else x for x in inputs)
+    def make_input(example: Shape | Tensor) -> Tensor:
+        if isinstance(example, Tensor):
+            return empty_like(example)
+        x = torch.empty(example, dtype=dtype, device=device)
+        return x.to(memory_format=memory_format) if x.dim() == 4 else x
 
     with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = {
@@ -269,14 +279,14 @@ def explain(
         }
         device = next(iter(state.values())).device if state else torch.device("cpu")
         with left_alone(model), Recorder(model, state.values()) as recorder, torch.enable_grad():
-            inputs = make_inputs()
+            inputs = tuple(map(make_input, examples))
             output = first_tensor(functional_call(model, state, inputs))
         with left_alone(model), torch.no_grad(), Allocations() as allocations:
-            functional_call(model, state, make_inputs())
+            functional_call(model, state, tuple(map(make_input, examples)))
     scratch = Scratch(measure_scratch)
     return Explanation(
         layers=tuple(layer(call, model.training, scratch) for call in recorder.calls if call.is_layer),
-        input_shapes=shapes,
+        input_shapes=tuple(tuple(x.shape) for x in inputs),
         input_bytes=sum(x.nbytes for x in inputs),
         output_shape=() if output is None else tuple(output.shape),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -286,24 +296,37 @@ def explain(
 
 def without_data(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """The same tensor without its data; one of the meta device, that has none, as if it were on the CPU."""
-    if not tensor.is_meta and not tensor.is_inference():
-        return mode.from_tensor(tensor)
+    return empty_like(tensor) if tensor.is_meta or tensor.is_inference() else mode.from_tensor(tensor)
+
+
+def empty_like(tensor: Tensor) -> Tensor:
     device = "cpu" if tensor.is_meta else tensor.device
     like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return like.requires_grad_(tensor.requires_grad)
 
 
-def checked_shapes(input_shape: Any) -> tuple[tuple[int, ...], ...]:
+def checked_examples(input_shape: Any) -> tuple[Shape | Tensor, ...]:
+    """Of each input its shape, or the tensor that was given for it."""
+    if isinstance(input_shape, Tensor):
+        return (input_shape,)
     if not isinstance(input_shape, Sequence):
-        raise TypeError(f"input_shape must be a sequence of ints, or of such sequences, but got {input_shape!r}")
-    several = len(input_shape) > 0 and all(isinstance(shape, Sequence) for shape in input_shape)
-    shapes = tuple(tuple(shape) for shape in (input_shape if several else [input_shape]))
-    for size in (size for shape in shapes for size in shape):
-        if not isinstance(size, int):
-            raise TypeError(f"input_shape must consist of ints, but got {size!r} in {input_shape}")
+        raise TypeError(
+            f"input_shape must be a sequence of ints, a tensor, or a sequence of these, but got {input_shape!r}"
+        )
+    several = len(input_shape) > 0 and all(isinstance(entry, (Sequence, Tensor)) for entry in input_shape)
+    return tuple(
+        entry if isinstance(entry, Tensor) else checked_shape(entry)
+        for entry in (input_shape if several else [input_shape])
+    )
+
+
+def checked_shape(shape: Sequence[Any]) -> Shape:
+    for size in shape:
+        if isinstance(size, Tensor) or not hasattr(size, "__index__"):
+            raise TypeError(f"input_shape must consist of ints, but got {size!r} in {shape}")
         if size < 0:
-            raise ValueError(f"input_shape must not be negative, but got {size} in {input_shape}")
-    return shapes
+            raise ValueError(f"input_shape must not be negative, but got {size} in {shape}")
+    return tuple(map(int, shape))
 
 
 def layer(call: Call, training: bool, scratch: Scratch) -> Layer:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import _C, autograd, fake
+from torchconv import _C, autograd, exporting, fake, quantized
 from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.geometry import Padding, as_ints, beside_one_row, four_sided, pair, single, transposed_size
 from torchconv.implementations import choice
@@ -88,6 +88,8 @@ def conv2d(
         )
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides, groups = four_sided(padding, input, weight, strides, dilations), as_ints(groups)
+    if exporting.for_onnx():
+        return exporting.conv2d(input, weight, bias, strides, sides, dilations, groups, name, negative_slope)
     geometry = (strides, sides, dilations, groups, choice.name)
     check_types(bias, "conv2d")
     try:
@@ -215,7 +217,7 @@ def conv_transpose2d(
         return stand_in(
             conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
-    if input.is_mkldnn:
+    if input.is_mkldnn or exporting.for_onnx():
         return torch.nn.functional.conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
@@ -271,6 +273,8 @@ def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> 
     for name, other in (("weight", w), ("bias", bias)):
         if other is None or other.dtype == y.dtype:
             continue
+        if y.is_quantized:
+            quantized.refuse(y)
         if not autograd.autocast_is_active() or not (is_cast(y) and is_cast(other)):
             raise RuntimeError(f"Input type ({y.dtype}) and {name} type ({other.dtype}) should be the same")
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != w.shape[1] * groups):

@@ -70,6 +70,15 @@ def single(name: str, value: Any) -> int:
     )
 
 
+def check_lengths(dim: int, layer: Any) -> None:
+    """Refuse a kernel_size, stride or dilation for another number of dimensions as soon as the layer is made."""
+    for name in ("kernel_size", "stride", "dilation"):
+        value = getattr(layer, name)
+        if len(value) not in ({dim} if name == "kernel_size" else {1, dim}):
+            order = "2 of them (vertical, horizontal)" if dim == 2 else "a sequence of one"
+            raise ValueError(f"{name} must be an int or {order}, but got {name}={value}")
+
+
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """(before, after) by TensorFlow's rule, so that the output has ceil(size / stride) elements.
 

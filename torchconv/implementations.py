@@ -47,13 +47,18 @@ class Choice:
 choice = Choice()
 
 
+def named(name: str) -> list[str]:
+    """The row of this name, or else all rows that have it as a part of theirs."""
+    return [name] if name in ROWS else [row for row in ROWS if name and name in row]
+
+
 def checked(names: str) -> str:
     """The same list of names, if `use` accepts it."""
     wanted = [name for name in names.split(",") if not name.startswith("!")]
     for name in wanted:
-        if name not in ROWS:
-            raise ValueError(f"name must be one of {', '.join(map(repr, ROWS))}, but got {name!r}")
-    if wanted and not any(map(_C.is_available, wanted)):
+        if not named(name):
+            raise ValueError(f"name must be one of {', '.join(map(repr, ROWS))}, or a part of one, but got {name!r}")
+    if wanted and not any(_C.is_available(row) for name in wanted for row in named(name)):
         raise ValueError(f"implementation {names!r} cannot run on this machine")
     return names
 
@@ -62,10 +67,11 @@ def checked(names: str) -> str:
 def use(*names: str) -> Iterator[None]:
     """Within the block, run every torchconv layer and function on the implementation of this name.
 
-    Of several names the first that can do a problem is taken; those for other devices than its tensors' are passed
-    over. A name that starts with "!" leaves out all rows with the
-    rest in their name: `use("!winograd")` is the switch that turns Winograd off. The environment variable
-    TORCHCONV_USE, a list with commas, does the same for the whole process.
+    A part of a name stands for all implementations that have it: of those that can do a problem, the one that would be
+    chosen without the others, or else the first: `use("winograd")`, `use("avx2")`. Of several names the first that can
+    do a problem is taken; those for other devices than its tensors' are passed over. A name that starts with "!" leaves
+    out all implementations with the rest in their name: `use("!winograd")` switches Winograd off. The environment
+    variable TORCHCONV_USE, a list with commas, does the same for the whole process.
 
     The choice belongs to the call: the backward pass of what is called here runs on the same implementation, wherever
     it is started. (torch.utils.checkpoint calls again during backward, and that call has the choice of its own time.)
@@ -73,7 +79,7 @@ def use(*names: str) -> Iterator[None]:
     all threads of the process: blocks that overlap in time without being nested do not mix.
 
     Raises:
-        ValueError: if there is no such implementation, or if none of them can run on this machine.
+        ValueError: if a name is no part of the name of any implementation, or if none of them can run on this machine.
     """
     before, choice.name = choice.name, checked(",".join(names))
     try:

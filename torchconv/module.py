@@ -17,6 +17,7 @@ from torchconv.geometry import (
     as_ints,
     as_padding,
     beside_one_row,
+    check_lengths,
     explicit_padding,
     four_sided,
     is_same,
@@ -196,6 +197,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
         )
+        check_lengths(2, self)
         if padding == "same":
             self.padding = "same"
             beyond = four_sided("same", self.weight, self.weight, (1, 1), self.dilation)
@@ -266,6 +268,7 @@ class Conv1d(Activated, torch.nn.Conv1d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, known, dilation, groups, bias, padding_mode, device, dtype
         )
+        check_lengths(1, self)
         if padding == "same":
             self.padding = "same"
             before, after = same_padding(1, self.kernel_size[0], 1, self.dilation[0])
@@ -300,6 +303,27 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         ValueError: on arguments or an output_size that no input could fit, with the words of torch.nn.ConvTranspose2d.
         RuntimeError, TypeError: when called, as torchconv.functional.conv_transpose2d does.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+        check_lengths(2, self)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if torch.nn.ConvTranspose2d.forward is not TRANSPOSE2D_FORWARD:
@@ -389,4 +413,4 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # typ
     input, with the other arguments of that.
     """
 
-    cls_to_become = ConvTranspose2d
+    cls_to_become = ConvTranspose2d  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""ONNX export: what torch.onnx.export makes of the operators. Needs onnx and onnxscript."""
+"""ONNX export of exported programs: what torch.onnx.export makes of the operators. Needs onnx and onnxscript."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ ACTIVATIONS: dict[str, Callable[[Value, float], Value]] = {
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The table by which torch.onnx.export translates the operators, for networks with layers of torchconv.
+    """The table by which torch.onnx.export translates the operators, for programs that torch.export has made.
 
-    torch.onnx.export(network, images, "network.onnx", dynamo=True,
-                      custom_translation_table=torchconv.onnx.translations())
+    program = torch.export.export(network, (images,))
+    torch.onnx.export(program, (), "network.onnx", custom_translation_table=torchconv.onnx.translations())
+
+    A network that is exported directly needs no table: its convolutions become torch's on the way.
 
     A layer becomes one Conv, with its bias, and a node for its activation; a ConvTranspose2d becomes a ConvTranspose
     and an Add. Padding is an attribute; where it depends on the sizes of the input, as that of padding="same" with a

@@ -6,13 +6,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from torchconv import autograd
 from torchconv.activations import ACTIVATIONS
 from torchconv.geometry import beside_one_row, four_sided, pair, single
 from torchconv.implementations import choice
-from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, padding_of_mode
+from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, padded
 
 try:
     from opacus.grad_sample import register_grad_sampler
@@ -61,7 +60,7 @@ def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
     """[N, *size of the weight], of the input of a layer and the gradient of what its activation is applied to."""
     w, padding = layer.weight, cast(Any, layer.padding)
     if layer.padding_mode != "zeros":
-        x, padding = pad(x, padding_of_mode(layer, x, w), mode=layer.padding_mode), 0
+        x, padding = padded(layer, x, w), 0
     if isinstance(layer, Conv1d):  # images of one row
         x, w, dz = (tensor.unsqueeze(-2) for tensor in (x, w, dz))
         stride, dilation = (1, single("stride", layer.stride)), (1, single("dilation", layer.dilation))

@@ -1,0 +1,96 @@
+"""What torchconv shows to somebody who explores it: its names, its modules, what its results look like."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from torch import nn
+
+import torchconv
+from torchconv import _C
+
+ROOT = Path(__file__).parent.parent
+LAZY = ["keras", "onnx", "opacus", "tf"]
+
+
+def run(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **options)
+
+
+def test_only_public_names_are_listed():
+    assert dir(torchconv) == sorted([*torchconv.__all__, *LAZY])
+    assert {"Conv1d", "ConvTranspose2d", "conv1d", "conv2d", "conv_transpose2d"} <= set(torchconv.__all__)
+    assert torchconv.conv1d is torchconv.functional.conv1d
+    assert torchconv.conv_transpose2d is torchconv.functional.conv_transpose2d
+
+
+@pytest.mark.parametrize("name", ["onnx", "opacus", "tf"])
+def test_modules_for_other_libraries_are_imported_at_their_first_use(name):
+    code = f"import sys, torchconv; assert 'torchconv.{name}' not in sys.modules; print(torchconv.{name}.__name__)"
+    assert run(code).stdout == f"torchconv.{name}\n"
+
+
+def test_keras_is_imported_at_its_first_use(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert run("import torchconv; print(torchconv.keras.Conv2D.__name__)").stdout == "Conv2D\n"
+
+
+def test_a_module_whose_library_is_missing_says_so():
+    code = "import sys; sys.modules['opacus'] = None; import torchconv; {}"
+    message = r"torchconv.opacus needs Opacus: pip install 'torchconv\[opacus\]'"
+    assert re.search(f"^AttributeError: {message}", run(code.format("torchconv.opacus")).stderr, re.MULTILINE)
+    assert re.search(f"^ImportError: {message}", run(code.format("from torchconv import opacus")).stderr, re.MULTILINE)
+    assert run(code.format("print(hasattr(torchconv, 'opacus'))")).stdout == "False\n"
+
+
+def test_other_names_are_no_attributes():
+    with pytest.raises(AttributeError, match="module 'torchconv' has no attribute 'Conv3d'"):
+        torchconv.Conv3d  # noqa: B018
+    assert run("from torchconv import Conv3d").stderr.splitlines()[-1].startswith("ImportError: cannot import name")
+
+
+def test_a_report_is_shown_as_a_table():
+    """In a REPL by its repr, in a notebook by its HTML."""
+
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), Own(4, 4, 1)).eval()
+    report = torchconv.convert(model, fold_activation=True)
+    assert repr(report) == str(report)
+    assert len(repr(report)) < 400
+    table = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
+    head, *rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
+    assert head == ["layer", "changed into", "folded in", "left, since"]
+    assert rows == [
+        ["0", "Conv2d", "ReLU", ""],
+        ["2", "Conv2d", "", ""],
+        ["3", "", "", "Own has a forward of its own"],
+    ]
+    assert table.find("pre").text.endswith(str(report).splitlines()[-1])
+
+
+def test_the_command_lists_what_the_kernels_ask_for():
+    """Each CPU feature that a source asks the machine for, and the compiler by its name."""
+    asked = set()
+    for source in [*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.h")]:
+        asked |= set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', source.read_text()))
+    assert asked == set(_C.cpu_features())
+    text = subprocess.run([sys.executable, "-m", "torchconv"], check=True, capture_output=True, text=True).stdout
+    for name, has in _C.cpu_features().items():
+        assert f"{name} {'yes' if has else 'no'}" in text
+    assert re.search(r"built with torch \S+ and (GCC|Clang) \d", text)
+
+
+def test_the_command_ends_in_silence_when_nobody_reads_on():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchconv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()

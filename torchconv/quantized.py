@@ -1,0 +1,22 @@
+"""Quantized tensors: torchconv has no kernels for them, and says what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from torchconv.autograd import library
+
+
+def refuse(input: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"torchconv has no kernels for quantized tensors, but got an input of {input.dtype}: call "
+        "torchconv.revert(model) before the model is quantized, or keep the layer out of it with "
+        "torch.ao.quantization.QuantWrapper around the others"
+    )
+
+
+for op in ("conv2d", "conv2d_bias_act", "conv2d_grad_input", "conv2d_grad_weight"):
+    for key in ("QuantizedCPU", "QuantizedCUDA"):
+        library.impl(op, refuse, key)
