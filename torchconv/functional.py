@@ -303,7 +303,7 @@ def is_cast(tensor: Tensor) -> bool:
 
 def is_integral(tensor: Tensor) -> bool:
     """Whether its elements are neither floating-point nor complex numbers: torch computes these, and exactly."""
-    return not tensor.is_floating_point() and not tensor.is_complex()
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
 
 
 def torchs_conv2d(
