@@ -135,7 +135,7 @@ def test_tf_takes_arrays():
 
 @pytest.mark.parametrize("padding", ["SAME", "Same", "VALID", "Valid"])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_padding_in_any_case(padding, mode):
+def test_padding_in_capitals(padding, mode):
     for kind, x in ((torchconv.Conv2d, X), (torchconv.Conv1d, X[..., 0])):
         layers = []
         for text in (padding, padding.lower()):

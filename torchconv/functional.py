@@ -40,9 +40,9 @@ def conv2d(
         bias: [K], of the dtype of input, or None.
         stride: of the window, in pixels: one number, or (vertical, horizontal).
         padding: zeros around the input, in pixels: one number, (vertical, horizontal), (top, bottom, left, right),
-            ((top, bottom), (left, right)), "valid" (none), or "same", in any case: the output has ceil(H / stride) x
+            ((top, bottom), (left, right)), "valid" (none), or "same": the output has ceil(H / stride) x
             ceil(W / stride) pixels, by TensorFlow's rule, where the odd zero goes to the bottom and to the right.
-            (torch refuses "same" with a stride. At stride 1 the two are the same.)
+            (torch refuses "same" with a stride. At stride 1 the two are the same.) Capitals are allowed, too.
         dilation: distance of neighbouring taps of the window, in pixels: one number, or (vertical, horizontal).
         groups: the channels are divided into this many groups, each convolved with filters of its own.
         activation: None, "relu", "leaky_relu", "relu6", "sigmoid" or "tanh", applied as the sums are stored.
@@ -133,8 +133,8 @@ def conv1d(
         weight: [K, C / groups, S], of the dtype of input.
         bias: [K], of the dtype of input, or None.
         stride, dilation: in elements of L.
-        padding: zeros around the input: one number, (before, after), "valid", or "same", in any case: ceil(L / stride)
-            outputs, where the odd zero goes to the end.
+        padding: zeros around the input: one number, (before, after), "valid", or "same": ceil(L / stride) outputs,
+            where the odd zero goes to the end.
         groups, activation, negative_slope: as in torchconv.conv2d.
 
     Returns:
