@@ -6,7 +6,7 @@ import sys
 import torch
 
 import torchconv
-from torchconv import _C
+from torchconv import _C, tables
 
 
 def main() -> None:
@@ -22,9 +22,8 @@ def main() -> None:
     }
     for name, value in facts.items():
         print(f"{name:14} {value}")
-    print(f"\n{'implementation':22} {'available':10} operators")
-    for row in torchconv.implementations():
-        print(f"{row.name:22} {'yes' if row.available else 'no':10} {', '.join(row.ops)}")
+    rows = [(row.name, "yes" if row.available else "no", ", ".join(row.ops)) for row in torchconv.implementations()]
+    print(f"\n{tables.as_text([('implementation', 'available', 'operators'), *rows], '<<<')}")
 
 
 if __name__ == "__main__":
