@@ -30,6 +30,7 @@ def page() -> Iterator[None]:
     os.environ.update(environment)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With pytest-xdist, the blocks of a page stay in one process, in order; so do the tests marked one_process."""
     if config.pluginmanager.hasplugin("xdist"):

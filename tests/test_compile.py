@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, arrange, normals
+from cases import CASES, LAYOUTS, arrange, normals
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +30,8 @@ def all_calls(case, layout, requires_grad=False):
     ]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_fake_results_are_like_real_ones(case, layout, dtype):
     """Size, strides and dtype, also of empty tensors and of those whose memory format is ambiguous."""
     for op, arguments in all_calls(case, layout):
