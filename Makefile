@@ -20,10 +20,10 @@ demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained b
 	$(BIN)/python examples/feature_maps.py --out demo
 	$(BIN)/python examples/digits.py --out demo
 
-# One process for each core, of one thread each; then the tests that need threads, alone.
+# A process for each core, of one thread, each with whole files; then the tests that need threads, alone.
 PYTEST := $(BIN)/python -m pytest
 test: $(BIN)/.installed  ## the tests but for the slow ones
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads" --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads" --numprocesses auto --dist loadfile
 	$(PYTEST) -m "threads and not slow"
 
 slow: $(BIN)/.installed  ## the slow tests

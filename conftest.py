@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from sybil import Sybil
-from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 
@@ -28,15 +27,6 @@ def page() -> Iterator[None]:
         yield
     os.environ.clear()
     os.environ.update(environment)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist, the blocks of a page stay in one process, in order; so do the tests marked one_process."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if isinstance(item, SybilItem) or item.get_closest_marker("one_process"):
-                item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 pytest_collect_file = Sybil(

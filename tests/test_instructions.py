@@ -8,8 +8,6 @@ import pytest
 
 from torchconv import _C
 
-pytestmark = pytest.mark.one_process
-
 #: A function of one of these namespaces is compiled for its instruction set.
 WIDE = re.compile(r"cpu::(avx512_bf16|avx512|avx2)::(?!available\(\))")
 
