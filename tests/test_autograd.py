@@ -54,7 +54,7 @@ def test_operators(case):
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_bias_and_activation(activation, groups):
-    x, w, b = arguments(None, (2, 2, 4, 3), (4, 2 // groups, 3, 2), (4,))
+    x, w, b = arguments(None, (1, 2, 4, 3), (2, 2 // groups, 3, 2), (2,))
     with torch.no_grad():
         b.add_(0.05)
     for function in (
