@@ -7,6 +7,10 @@ from pathlib import Path
 
 from setuptools import setup
 
+root = Path(__file__).parent
+sys.path.insert(0, str(root / "build_tools"))
+import compiler  # noqa: E402
+
 OLDEST_TORCH = (2, 11)
 
 
@@ -24,18 +28,28 @@ except ImportError as error:
 
 found = tuple(int(part) for part in torch.__version__.split(".")[:2])
 require(found >= OLDEST_TORCH, f"needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, but found {torch.__version__}")
-compiler = os.environ.get("CXX", "c++")
-require(shutil.which(compiler.split()[0]), f"needs a C++ compiler, but found no {compiler!r}; set CXX or install g++")
+compiler.check(os.environ.get("CXX", "c++"))
 require(shutil.which("ninja"), "needs ninja, but found none on PATH: pip install ninja")
 
-root = Path(__file__).parent
-sys.path.insert(0, str(root / "build_tools"))
 import with_cuda  # noqa: E402  (it imports torch)
 
 
 class Build(BuildExtension):
+    """pip builds in a new environment each time, and an editable installation in a new folder: what has the same name
+    all the same is not compiled again."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(root / "build" / f"temp-{sys.implementation.cache_tag}")
+
     def build_extensions(self) -> None:
+        headers = root / "build" / f"pybind11-{pybind11.__version__}"
+        if not headers.exists():
+            copy = headers.with_name("pybind11-copy")
+            shutil.copytree(pybind11.get_include(), copy, dirs_exist_ok=True)
+            copy.rename(headers)
         for extension in self.extensions:
+            extension.include_dirs.append(str(headers))
             extension.define_macros.append(("TORCHCONV_VERSION", f'"{self.distribution.get_version()}"'))
         super().build_extensions()
 
@@ -43,7 +57,6 @@ class Build(BuildExtension):
 extension = CppExtension(
     "torchconv._C",
     sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cpp")),
-    include_dirs=[pybind11.get_include()],
     # The LibTorch stable ABI of this version: the extension then runs on every later torch as it is.
     define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000")],
     extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]},

@@ -12,8 +12,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <map>
@@ -73,23 +75,14 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
-// Every feature that a kernel asks for, and whether this machine has it.
+// Every feature that a kernel needs, and whether this machine has it; none on a machine that is no x86.
 std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> features;
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  return {
-      {"avx2", bool(__builtin_cpu_supports("avx2"))},
-      {"fma", bool(__builtin_cpu_supports("fma"))},
-      {"f16c", bool(__builtin_cpu_supports("f16c"))},
-      {"avx512f", bool(__builtin_cpu_supports("avx512f"))},
-      {"avx512bw", bool(__builtin_cpu_supports("avx512bw"))},
-      {"avx512dq", bool(__builtin_cpu_supports("avx512dq"))},
-      {"avx512vl", bool(__builtin_cpu_supports("avx512vl"))},
-      {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16"))},
-  };
-#else
-  return {};
+  for (const cpu::CpuFeature& feature : cpu::cpu_feature_table)
+    features[std::string(feature.name)] = cpu::cpu_features() & cpu::cpu_feature(feature.name);
 #endif
+  return features;
 }
 
 // The implementation that an operator would run for operands of these sizes and strides (in elements) on `device`,
@@ -121,8 +114,17 @@ std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
 
 // Of one thread, with the widest vectors that this machine has, in GFLOP/s.
 double fma_peak() {
-  for (const cpu::InstructionSet& set : cpu::instruction_sets())
-    if (set.available()) return set.fma_peak();
+  for (const cpu::InstructionSet* set : cpu::instruction_sets) {
+    if (!set->available()) continue;
+    double best = 0;
+    for (int trial = 0; trial < 40; ++trial) {
+      const auto start = std::chrono::steady_clock::now();
+      const double operations = set->multiply_adds();
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      best = std::max(best, operations / seconds.count() * 1e-9);
+    }
+    return best;
+  }
   return 0;
 }
 

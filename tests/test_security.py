@@ -36,7 +36,7 @@ WRITABLE = {
     r"torchconv::\(anonymous namespace\)::(api|tensor_type|new_empty_strided|hooks)": "torch's objects, found at import",
     r"torchconv::bind_(direct|eager)\(.*\)::methods": "tables of functions, filled at import: CPython keeps a pointer to them",
     r"torchconv::implementations\(\)::rows": "the grid, made at first use",
-    r"torchconv::cpu::instruction_sets\(\)::sets": "what this machine has, asked once",
+    r"torchconv::cpu::cpu_features\(\)::found": "what this machine has, queried once",
     r"torchconv::\(anonymous namespace\)::chosen\(.*\)::dtypes": "a table of names",
     r"torchconv::STABLE_TORCH_LIBRARY\w*_static_init_torchconv\w*": "the registrations of the operators",
     r"PyInit__C::(def|mod_def_slots)": "the module's definition",

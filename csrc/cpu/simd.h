@@ -1,11 +1,11 @@
-// The kernels' implementations per instruction set, and all that the files of simd/ need from outside. Those are
-// compiled inside target regions: no other header may come in there, or its inline functions would be compiled for one
-// instruction set and used by all.
+// The kernels' implementations per instruction set, and everything that the files of simd/ need from outside. Those are
+// compiled inside target regions (targets/target_region.h): no other header may come in there.
 #pragma once
 
 #include "../correlation.h"
 #include "../epilogue.h"
 #include "../implementation.h"
+#include "cpu_features.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -14,14 +14,12 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <limits>
-#include <string>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -33,18 +31,33 @@
 
 namespace torchconv::cpu {
 
+// All constants: no code of an instruction set may run before `available` has been queried.
 struct InstructionSet {
   bool (*available)();
-  std::vector<Implementation> rows;
-  double (*fma_peak)();  // what one thread reaches in multiplications and additions, in GFLOP/s
+  std::span<const Implementation> rows;
+  double (*multiply_adds)();  // does some thousands, as fast as one thread can; how many operations that was
 };
 
-InstructionSet avx512_bf16_set();
-InstructionSet avx512_set();
-InstructionSet avx2_set();
-InstructionSet portable_set();
+#if defined(TORCHCONV_X86)
+namespace avx512_bf16 {
+extern const InstructionSet instruction_set;
+}
+namespace avx512 {
+extern const InstructionSet instruction_set;
+}
+namespace avx2 {
+extern const InstructionSet instruction_set;
+}
+#endif
+namespace portable {
+extern const InstructionSet instruction_set;
+}
 
-// The instruction sets from the widest down, those included that this machine does not have.
-const std::vector<InstructionSet>& instruction_sets();
+// From the widest down, those included that this machine does not have.
+inline constexpr const InstructionSet* instruction_sets[] = {
+#if defined(TORCHCONV_X86)
+    &avx512_bf16::instruction_set, &avx512::instruction_set, &avx2::instruction_set,
+#endif
+    &portable::instruction_set};
 
 }  // namespace torchconv::cpu

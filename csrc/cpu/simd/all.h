@@ -1,6 +1,10 @@
 // The kernels, in the order in which they build on one another.
 #include "tile.h"
 
+#if defined(TORCHCONV_PAIRS)
+#include "pairs.h"
+#endif
+
 #include "mma.h"
 
 #include "dot.h"
@@ -35,4 +39,6 @@
 
 #include "kernels.h"
 
-#include "rows.h"
+#if defined(TORCHCONV_PAIRS)
+#include "pair_kernels.h"
+#endif

@@ -1,4 +1,5 @@
 // AVX512_BF16, on top of AVX-512: products of pairs, and conversion in one instruction.
+#include "avx512.h"
 
 INLINE __m512i broadcast(Pair pair) { return _mm512_set1_epi32(pair.bits); }
 INLINE __m512i load(const Pair* p) { return _mm512_loadu_si512(p); }

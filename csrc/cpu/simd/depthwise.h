@@ -34,7 +34,7 @@ bool can_correlate_in_place(const Parts& parts) {
   for (const Part& part : parts) {
     const Axis& cols = part.conv.cols;
     if (!in_place<S>(part.conv) || cols.out > most_cuts || (cols.kernel > 1 && cols.dilation > 1) ||
-        !tile_functions<S>(std::max<int64_t>(1, cols.kernel), cols.stride))
+        !has_shape<S>(tile_shapes, std::max<int64_t>(1, cols.kernel), cols.stride))
       return false;
   }
   return true;
@@ -97,7 +97,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
 template <class S>
 bool can_sum_in_place(const Conv& conv) {
   return in_place<S>(conv) && (conv.cols.kernel == 1 || conv.cols.dilation == 1) &&
-         sum_functions<S>(conv.cols.kernel, conv.cols.stride);
+         has_shape<S>(sum_shapes, conv.cols.kernel, conv.cols.stride);
 }
 
 template <class S>

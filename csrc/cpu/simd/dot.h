@@ -1,7 +1,9 @@
 // The product for few output channels: vectors of A times vectors of B, lanes of the reduction, and at the end the sum
 // of each register's lanes. A is read as in `multiply`; B is, for each vector of a run, one vector per output channel.
 
-constexpr int most_dots = 8;  // output channels
+// Output channels: from as many on as there are lanes, lanes of output channels need fewer products.
+template <class T>
+constexpr int most_dots = std::min(8, lanes<T> - 1);
 
 // Rows next to so many output channels: the sums, the fewer of both operands, and one more.
 constexpr int dot_rows(int channels) {
@@ -73,4 +75,4 @@ constexpr auto dot_table(std::integer_sequence<int, channels...>) {
 
 // By the number of output channels less one.
 template <class T>
-constexpr auto multiply_dots = dot_table<T>(std::make_integer_sequence<int, most_dots>());
+constexpr auto multiply_dots = dot_table<T>(std::make_integer_sequence<int, most_dots<T>>());

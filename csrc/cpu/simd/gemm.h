@@ -109,7 +109,7 @@ Plan<E, S> plan(const Correlation& conv) {
   // Pixels a multiple of 2 KiB apart share few sets of L1: keep them apart.
   if (conv.cols.kernel <= 1 && channels * size % 2048 == 0) plan.pitch += L;
   if (conv.cols.dilation == 1) plan.joined = std::max<int64_t>(1, conv.cols.kernel);
-  plan.dots = !paired && K <= most_dots && K * (plan.dots_per_pixel(taps) + sum_of_lanes) < double(taps) * C;
+  plan.dots = !paired && K <= most_dots<S> && K * (plan.dots_per_pixel(taps) + sum_of_lanes) < double(taps) * C;
   if (plan.dots) plan.lanes_per_panel = K;
   const int64_t NR = plan.lanes_per_panel;
   plan.panels = (K - 1) / NR + 1;
@@ -138,9 +138,9 @@ INLINE void multiply_panel(const Product<E, Out>& product, bool dots, int64_t wi
   if constexpr (numbers<E> == 1)
     if (dots) return multiply_dots<E>[width - 1](product, rows);
   if (width == lanes<E>) {
-    multiply_rows<E, 1, Out>[rows - 1](product);
+    Products<E, 1, Out>::by_rows[rows - 1](product);
   } else {
-    multiply_rows<E, 2, Out>[rows - 1](product);
+    Products<E, 2, Out>::by_rows[rows - 1](product);
   }
 }
 

@@ -255,9 +255,9 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
               product.a = (plan.swapped ? taps : a) + m;
               product.c = total + m * pitch + run * run_pitch + lane;
               if (wide) {
-                multiply_outer_rows<E, 2>[MR - 1](product);
+                OuterProducts<E, 2>::by_rows[MR - 1](product);
               } else {
-                multiply_outer_rows<E, 1>[MR - 1](product);
+                OuterProducts<E, 1>::by_rows[MR - 1](product);
               }
             }
             lane += wide ? 2 * L : L;

@@ -1,4 +1,5 @@
-// The two register-tiled products behind everything dense. Both keep a tile of MR rows x NV vectors of sums in
+// The two register-tiled products behind everything dense. (Their loops are folds rather than `unroll`: a compiler's
+// time and memory go by the number of lambdas.) Both keep a tile of MR rows x NV vectors of sums in
 // registers, and for each step of the reduction multiply MR broadcast elements of A with NV vectors of B. An element E
 // is a number, or a pair of numbers where the machine has an instruction for the sum of two products (pairs.h).
 
@@ -91,22 +92,19 @@ void multiply(const Product<E, Out>& product) {
   const E* const* rows = product.a;
   const auto step = [&](int64_t k, auto together) __attribute__((always_inline)) {
     decltype(load(b)) vectors[together][NV];
-    unroll<together>([&](auto u) __attribute__((always_inline)) {
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[u][v] = load(b + (u * NV + v) * L); });
-    });
+    fold<together * NV>([&]<int... i>(Numbers<i...>)
+                            __attribute__((always_inline)) { ((vectors[i / NV][i % NV] = load(b + i * L)), ...); });
     b += together * NV * L;
-    unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      const E* row = rows[m] + k;
-      unroll<together>([&](auto u) __attribute__((always_inline)) {
-        const auto element = broadcast(row[u]);
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(element, vectors[u][v], sum[m][v]); });
-      });
+    constexpr int per_row = together * NV;
+    fold<MR * per_row>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+      ((sum[i / per_row][i % NV] = fma(broadcast(rows[i / per_row][k + i / NV % together]),
+                                       vectors[i / NV % together][i % NV], sum[i / per_row][i % NV])),
+       ...);
     });
   };
   if (!product.stream)
-    unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      unroll<NV>([&](auto v)
-                     __attribute__((always_inline)) { __builtin_prefetch(product.c[m] + product.lane + v * L, 1); });
+    fold<MR * NV>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+      (__builtin_prefetch(product.c[i / NV] + product.lane + i % NV * L, 1), ...);
     });
   for (int64_t i = 0; i < product.runs; ++i) {
     const int64_t begin = product.offset[i], end = begin + product.length;
@@ -126,19 +124,19 @@ void multiply(const Product<E, Out>& product) {
       Out* c = product.c[m] + product.lane;
       if (product.from) {
         const T* from = product.from[m];
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = sum[m][v] + load(from + v * L); });
+        fold<NV>([&]<int... v>(Numbers<v...>)
+                     __attribute__((always_inline)) { ((sum[m][v] = sum[m][v] + load(from + v * L)), ...); });
       }
       if (product.stream) {
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { stream(c + v * L, sum[m][v]); });
+        fold<NV>([&]<int... v>(Numbers<v...>) __attribute__((always_inline)) { (stream(c + v * L, sum[m][v]), ...); });
       } else {
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { store(c + v * L, sum[m][v]); });
+        fold<NV>([&]<int... v>(Numbers<v...>) __attribute__((always_inline)) { (store(c + v * L, sum[m][v]), ...); });
       }
     });
   } else {
     T rows[MR][NV * L];
-    unroll<MR>([&](auto m) __attribute__((always_inline)) {
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { store(rows[m] + v * L, sum[m][v]); });
-    });
+    fold<MR * NV>([&]<int... i>(Numbers<i...>)
+                      __attribute__((always_inline)) { (store(rows[i / NV] + i % NV * L, sum[i / NV][i % NV]), ...); });
     store_rows(product, MR, rows[0], NV * L);
   }
 }
@@ -164,10 +162,9 @@ void multiply_outer(const OuterProduct<E>& product) {
     const E *a = product.a + product.a_offset[i], *b = product.b + product.b_offset[i];
     const auto step = [&]() __attribute__((always_inline)) {
       decltype(load(b)) vectors[NV];
-      unroll<NV>([&](auto v) __attribute__((always_inline)) { vectors[v] = load(b + v * L); });
-      unroll<MR>([&](auto m) __attribute__((always_inline)) {
-        const auto element = broadcast(a[m]);
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(element, vectors[v], sum[m][v]); });
+      fold<NV>([&]<int... v>(Numbers<v...>) __attribute__((always_inline)) { ((vectors[v] = load(b + v * L)), ...); });
+      fold<MR * NV>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+        ((sum[i / NV][i % NV] = fma(broadcast(a[i / NV]), vectors[i % NV], sum[i / NV][i % NV])), ...);
       });
       a += a_step, b += b_step;
     };
@@ -175,27 +172,53 @@ void multiply_outer(const OuterProduct<E>& product) {
     for (; k + 2 <= product.length; k += 2) step(), step();
     if (k < product.length) step();
   }
-  unroll<MR>([&](auto m) __attribute__((always_inline)) {
-    unroll<NV>([&](auto v) __attribute__((always_inline)) {
-      Sum<E>* c = product.c + m * product.pitch + v * L;
-      store(c, product.add ? load(c) + sum[m][v] : sum[m][v]);
-    });
+  unroll<MR * NV>([&](auto i) __attribute__((always_inline)) {
+    Sum<E>* c = product.c + i / NV * product.pitch + i % NV * L;
+    store(c, product.add ? load(c) + sum[i / NV][i % NV] : sum[i / NV][i % NV]);
   });
 }
 
-// multiply and multiply_outer for tile sizes that are known at run time: table[m - 1] is the one of m rows.
-template <class E, class Out, int NV, int... m>
-constexpr auto multiply_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const Product<E, Out>&), sizeof...(m)>{multiply<E, Out, m + 1, NV>...};
-}
-
-template <class E, int NV, int... m>
-constexpr auto multiply_outer_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const OuterProduct<E>&), sizeof...(m)>{multiply_outer<E, m + 1, NV>...};
-}
-
+// multiply and multiply_outer for numbers of rows that are known at run time: by_rows[m - 1] is the one of m rows.
 template <class E, int NV, class Out = Sum<E>>
-constexpr auto multiply_rows = multiply_table<E, Out, NV>(std::make_integer_sequence<int, most_rows<NV>>());
+struct Products {
+  using Function = void (*)(const Product<E, Out>&);
+  static const std::array<Function, most_rows<NV>> by_rows;
+
+  template <int... m>
+  static constexpr std::array<Function, most_rows<NV>> table(std::integer_sequence<int, m...>) {
+    return {multiply<E, Out, m + 1, NV>...};
+  }
+};
 
 template <class E, int NV>
-constexpr auto multiply_outer_rows = multiply_outer_table<E, NV>(std::make_integer_sequence<int, most_rows<NV>>());
+struct OuterProducts {
+  using Function = void (*)(const OuterProduct<E>&);
+  static const std::array<Function, most_rows<NV>> by_rows;
+
+  template <int... m>
+  static constexpr std::array<Function, most_rows<NV>> table(std::integer_sequence<int, m...>) {
+    return {multiply_outer<E, m + 1, NV>...};
+  }
+};
+
+template <class E, int NV, class Out>
+constinit const std::array<typename Products<E, NV, Out>::Function, most_rows<NV>> Products<E, NV, Out>::by_rows =
+    table(std::make_integer_sequence<int, most_rows<NV>>());
+
+template <class E, int NV>
+constinit const std::array<typename OuterProducts<E, NV>::Function, most_rows<NV>> OuterProducts<E, NV>::by_rows =
+    table(std::make_integer_sequence<int, most_rows<NV>>());
+
+// They are most of the code: one file instantiates them, for several that use them.
+#define TORCHCONV_PRODUCTS(declares, E)         \
+  declares template struct Products<E, 1>;      \
+  declares template struct Products<E, 2>;      \
+  declares template struct OuterProducts<E, 1>; \
+  declares template struct OuterProducts<E, 2>;
+TORCHCONV_PRODUCTS(extern, double)
+TORCHCONV_PRODUCTS(extern, float)
+#if defined(TORCHCONV_PAIRS)
+TORCHCONV_PRODUCTS(extern, Pair)
+extern template struct Products<Pair, 1, BFloat16>;
+extern template struct Products<Pair, 2, BFloat16>;
+#endif

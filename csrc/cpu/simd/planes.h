@@ -143,43 +143,51 @@ void multiply(const Product<T>& product) {
     if constexpr (MR < NV) {
       V number[MR];
       unroll<MR>([&](auto m) __attribute__((always_inline)) { number[m] = broadcast(w[m]); });
-      unroll<NV>([&](auto v) __attribute__((always_inline)) {
-        const V pixels = load(x[v] + offset);
-        unroll<MR>([&](auto m) __attribute__((always_inline)) { sum[m][v] = fma(number[m], pixels, sum[m][v]); });
+      fold<NV * MR>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+        ((sum[i % MR][i / MR] = fma(number[i % MR], load(x[i / MR] + offset), sum[i % MR][i / MR])), ...);
       });
     } else {
       V pixels[NV];
       unroll<NV>([&](auto v) __attribute__((always_inline)) { pixels[v] = load(x[v] + offset); });
-      unroll<MR>([&](auto m) __attribute__((always_inline)) {
-        const V number = broadcast(w[m]);
-        unroll<NV>([&](auto v) __attribute__((always_inline)) { sum[m][v] = fma(number, pixels[v], sum[m][v]); });
+      fold<MR * NV>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+        ((sum[i / NV][i % NV] = fma(broadcast(w[i / NV]), pixels[i % NV], sum[i / NV][i % NV])), ...);
       });
     }
   }
-  unroll<MR>([&](auto m) __attribute__((always_inline)) {
-    unroll<NV>([&](auto v) __attribute__((always_inline)) {
-      T* c = product.c + m * product.pitch + product.to[v];
-      V value = sum[m][v];
-      if (product.add) value = value + (product.count[v] == L ? load(c) : load(c, product.count[v]));
-      if (product.bias) value = value + broadcast(product.bias[m]);
-      if (product.finish) value = (*product.finish)(value, 0);
-      if (product.count[v] == L) {
-        store(c, value);
-      } else {
-        store(c, value, product.count[v]);
-      }
-    });
+  unroll<MR * NV>([&](auto i) __attribute__((always_inline)) {
+    constexpr int m = i / NV, v = i % NV;
+    T* c = product.c + m * product.pitch + product.to[v];
+    V value = sum[m][v];
+    if (product.add) value = value + (product.count[v] == L ? load(c) : load(c, product.count[v]));
+    if (product.bias) value = value + broadcast(product.bias[m]);
+    if (product.finish) value = (*product.finish)(value, 0);
+    if (product.count[v] == L) {
+      store(c, value);
+    } else {
+      store(c, value, product.count[v]);
+    }
   });
 }
 
+// Fewer rows than these are never next to NV vectors: K output channels that fit into one tile have vectors_for(K), and
+// more of them are shared out evenly.
+template <int NV>
+constexpr int least_rows =
+    NV == 8 ? 1 : std::min(most_rows<2 * NV>() + 1, NV == 4 ? most_rows<4>() : (most_rows<2>() + 1) / 2);
+
 template <class T, int NV, int... m>
 constexpr auto table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const Product<T>&), sizeof...(m)>{multiply<T, m + 1, NV>...};
+  return std::array<void (*)(const Product<T>&), sizeof...(m)>{multiply<T, least_rows<NV> + m, NV>...};
 }
 
-// The functions for tiles of NV vectors, by the number of rows less one.
+// The functions for tiles of NV vectors, from those with the fewest rows on.
 template <class T, int NV>
-constexpr auto multiply_rows = table<T, NV>(std::make_integer_sequence<int, most_rows<NV>()>());
+constexpr auto multiply_table = table<T, NV>(std::make_integer_sequence<int, most_rows<NV>() - least_rows<NV> + 1>());
+
+template <int NV, class T>
+INLINE void multiply_rows(const Product<T>& product, int64_t rows) {
+  multiply_table<T, NV>[rows - least_rows<NV>](product);
+}
 
 template <class S>
 void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const Planes<S>& planes, int64_t c,
@@ -282,9 +290,9 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
             product.bias = finishes && bias ? bias + group * K + k : nullptr;
             product.finish = finishes && epilogue.activation != Activation::none ? &finish : nullptr;
             switch (NV) {
-              case 8: multiply_rows<T, 8>[MR - 1](product); break;
-              case 4: multiply_rows<T, 4>[MR - 1](product); break;
-              default: multiply_rows<T, 2>[MR - 1](product);
+              case 8: multiply_rows<8>(product, MR); break;
+              case 4: multiply_rows<4>(product, MR); break;
+              default: multiply_rows<2>(product, MR);
             }
           }
         }

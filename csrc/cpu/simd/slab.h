@@ -168,7 +168,8 @@ struct Taps {
     const bool joined = cols.kernel <= 1 || cols.dilation == 1;
     functions = tile_functions<X>(joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride);
     single = !functions;
-    if (single) functions = tile_table<X, 1, 0>();
+    if constexpr (std::is_same_v<X, T>)  // in place, there always are some
+      if (single) functions = tile_table<X, 1, 0>();
     runs = single ? share.c * cols.kernel : share.c;
     tap_rows = cols.kernel > 0 ? rows.kernel : 0;
     row_step = rows.stride % rows.dilation == 0 ? rows.stride / rows.dilation : 0;
@@ -421,8 +422,9 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
             const int64_t parts = (taps - 1) / most_taps + 1;
             for (int64_t part = 0; part < parts; ++part) {
               const int64_t t = taps * part / parts, many = taps * (part + 1) / parts - t;
-              sum_any_functions<T>[many - 1](slabs.data + p* x_row, x_row, patch.cols.step* L, gradient + p* y_row,
-                                             y_row, y_pixel, some, cols, offset + t, total + t* L);
+              sum_any_functions<T>[many - least_taps<T>](slabs.data + p* x_row, x_row, patch.cols.step* L,
+                                                         gradient + p* y_row, y_row, y_pixel, some, cols, offset + t,
+                                                         total + t* L);
             }
           }
         }

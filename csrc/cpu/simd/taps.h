@@ -6,6 +6,9 @@ using TileWidths =
     std::conditional_t<(registers > 16), std::integer_sequence<int, 7, 4, 2, 1>, std::integer_sequence<int, 4, 2, 1>>;
 constexpr int most_pixels = registers > 16 ? 7 : 4;
 
+// The first of the outputs, `step` pixels apart, that read pixel j under `taps` taps.
+constexpr int first_reader(int taps, int step, int j) { return j < taps ? 0 : (j - taps) / step + 1; }
+
 // A tile of one or two rows of outputs.
 template <class S>
 struct TapTile {
@@ -37,8 +40,8 @@ void correlate_tile(const TapTile<S>& tile) {
   V sum[rows][MR] = {};
   for (int64_t i = 0; i < tile.ahead; ++i) {
     const S* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
-    unroll<pixels>([&](auto j) __attribute__((always_inline)) {
-      if constexpr (j < MR * (step > 0 ? step : 1)) __builtin_prefetch(at + j * tile.pixel, 0, 2);
+    fold<std::min(pixels, MR * std::max(1, step))>([&]<int... j>(Numbers<j...>) __attribute__((always_inline)) {
+      (__builtin_prefetch(at + j * tile.pixel, 0, 2), ...);
     });
   }
   [[maybe_unused]] static const std::array<S, L> zeros{};
@@ -50,20 +53,27 @@ void correlate_tile(const TapTile<S>& tile) {
     for (int64_t run = 0; run < tile.runs; ++run, w += taps * L, w_second += taps * L) {
       const S* at = tile.x + i * tile.row + tile.offset[run];
       V tap[rows][taps];
-      unroll<taps>([&](auto t) __attribute__((always_inline)) {
-        if constexpr (first) tap[0][t] = load(w + t * L);
-        if constexpr (second) tap[rows - 1][t] = load(w_second + t * L);
+      fold<taps>([&]<int... t>(Numbers<t...>) __attribute__((always_inline)) {
+        ((first ? void(tap[0][t] = load(w + t * L)) : void(),
+          second ? void(tap[rows - 1][t] = load(w_second + t * L)) : void()),
+         ...);
       });
       unroll<pixels>([&](auto j) __attribute__((always_inline)) {
         // Of several windows, only the two ends may be missing: see RowCuts.
         constexpr bool exists = inside || (MR > 1 && j >= taps - 1 && j <= pixels - taps);
         const V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
         at += distance;
-        unroll<taps>([&](auto t) __attribute__((always_inline)) {
-          constexpr int from = j - t, by = step > 0 ? step : 1;
-          if constexpr (from >= 0 && from % by == 0 && from / by < MR) {
-            if constexpr (first) sum[0][from / by] = fma(pixel, tap[0][t], sum[0][from / by]);
-            if constexpr (second) sum[rows - 1][from / by] = fma(pixel, tap[rows - 1][t], sum[rows - 1][from / by]);
+        // Output m in [begin, end) reads it under tap j - m * by. The last one is first: taps are in order.
+        constexpr int by = step > 0 ? step : 1, begin = first_reader(taps, by, j), end = std::min(MR, j / by + 1);
+        fold<end - begin>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+          if constexpr (first && second) {
+            ((sum[0][end - 1 - i] = fma(pixel, tap[0][j - (end - 1 - i) * by], sum[0][end - 1 - i]),
+              sum[rows - 1][end - 1 - i] =
+                  fma(pixel, tap[rows - 1][j - (end - 1 - i) * by], sum[rows - 1][end - 1 - i])),
+             ...);
+          } else {
+            constexpr int row = first ? 0 : rows - 1;
+            ((sum[row][end - 1 - i] = fma(pixel, tap[row][j - (end - 1 - i) * by], sum[row][end - 1 - i])), ...);
           }
         });
       });
@@ -80,15 +90,16 @@ void correlate_tile(const TapTile<S>& tile) {
       for (const int64_t end = std::min(R + s, tile.bottom); i < end; ++i) row(i, no, yes, inside);
     }
   };
-  if (step == 0 || (tile.left <= 0 && tile.right >= pixels)) {
+  if constexpr (step == 0) {
+    all_rows(std::true_type());
+  } else if (tile.left <= 0 && tile.right >= pixels) {
     all_rows(std::true_type());
   } else {
     all_rows(std::false_type());
   }
   const auto each = [&](const auto& body) __attribute__((always_inline)) {
-    unroll<rows>([&](auto r) __attribute__((always_inline)) {
-      unroll<MR>([&](auto m)
-                     __attribute__((always_inline)) { body(tile.y + r * tile.y_row + m * tile.y_pixel, sum[r][m]); });
+    fold<rows * MR>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+      (body(tile.y + i / MR * tile.y_row + i % MR * tile.y_pixel, sum[i / MR][i % MR]), ...);
     });
   };
   if (tile.finish) each([&](S*, V& value) __attribute__((always_inline)) { value = (*tile.finish)(value, 0); });
@@ -124,20 +135,33 @@ const TileFunctions<S>* tile_table() {
   return tile_table<S, taps, step>(TileWidths());
 }
 
+// Runs of taps, and steps from one output to the next, that functions are compiled for.
+struct TapShape {
+  int taps, step;
+};
+constexpr TapShape tile_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}};
+constexpr TapShape sum_shapes[] = {{1, 1}, {3, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}};
+
+template <class S>
+constexpr bool has_shapes = !std::is_same_v<S, double>;  // which would take as long to compile again
+
+template <class S, size_t n>
+bool has_shape(const TapShape (&shapes)[n], int64_t taps, int64_t step) {
+  for (const TapShape& shape : shapes)
+    if (has_shapes<S> && shape.taps == taps && shape.step == step) return true;
+  return false;
+}
+
 // Those for runs of `taps` taps, or null if there are none.
 template <class S>
 const TileFunctions<S>* tile_functions(int64_t taps, int64_t step) {
-  if constexpr (!std::is_same_v<S, double>) {  // which would take as long to compile again
-    if (taps == 1 && step == 1) return tile_table<S, 1, 1>();
-    if (taps == 2 && step == 1) return tile_table<S, 2, 1>();
-    if (taps == 3 && step == 1) return tile_table<S, 3, 1>();
-    if (taps == 4 && step == 1) return tile_table<S, 4, 1>();
-    if (taps == 5 && step == 1) return tile_table<S, 5, 1>();
-    if (taps == 7 && step == 1) return tile_table<S, 7, 1>();
-    if (taps == 3 && step == 2) return tile_table<S, 3, 2>();
-    if (taps == 5 && step == 2) return tile_table<S, 5, 2>();
-  }
-  return nullptr;
+  const TileFunctions<S>* found = nullptr;
+  if constexpr (has_shapes<S>)
+    unroll<std::size(tile_shapes)>([&](auto i) __attribute__((always_inline)) {
+      constexpr TapShape shape = tile_shapes[i];
+      if (taps == shape.taps && step == shape.step) found = tile_table<S, shape.taps, shape.step>();
+    });
+  return found;
 }
 
 // How a row of outputs is cut into tiles.
@@ -206,10 +230,10 @@ void sum_taps(const TapSums<S>& product) {
         const int64_t w = q * step + j;
         const V pixel = inside || (w >= product.left && w < product.right) ? load(at) : V{};
         at += product.pixel;
-        unroll<taps>([&](auto t) __attribute__((always_inline)) {
-          constexpr int from = j - t;
-          if constexpr (from >= 0 && from % step == 0 && from / step < MQ)
-            sum[r][t] = fma(pixel, gradient[from / step], sum[r][t]);
+        constexpr int begin = first_reader(taps, step, j), end = std::min<int>(MQ, j / step + 1);
+        fold<end - begin>([&]<int... i>(Numbers<i...>) __attribute__((always_inline)) {
+          ((sum[r][j - (end - 1 - i) * step] = fma(pixel, gradient[end - 1 - i], sum[r][j - (end - 1 - i) * step])),
+           ...);
         });
       });
     });
@@ -260,15 +284,13 @@ const SumTaps<S>* sums_table() {
 // sum_taps for `taps` neighbouring taps, by the number of their rows less one; null if there is none.
 template <class S>
 const SumTaps<S>* sum_functions(int64_t taps, int64_t step) {
-  if constexpr (!std::is_same_v<S, double>) {
-    if (taps == 1 && step == 1) return sums_table<S, 1, 1>();
-    if (taps == 3 && step == 1) return sums_table<S, 3, 1>();
-    if (taps == 5 && step == 1) return sums_table<S, 5, 1>();
-    if (taps == 7 && step == 1) return sums_table<S, 7, 1>();
-    if (taps == 3 && step == 2) return sums_table<S, 3, 2>();
-    if (taps == 5 && step == 2) return sums_table<S, 5, 2>();
-  }
-  return nullptr;
+  const SumTaps<S>* found = nullptr;
+  if constexpr (has_shapes<S>)
+    unroll<std::size(sum_shapes)>([&](auto i) __attribute__((always_inline)) {
+      constexpr TapShape shape = sum_shapes[i];
+      if (taps == shape.taps && step == shape.step) found = sums_table<S, shape.taps, shape.step>();
+    });
+  return found;
 }
 
 // The same for any taps: sums[t] += x[q * step + offset[t]] * y[q], over `length` pixels of each of `rows` rows.
@@ -288,12 +310,17 @@ void sum_any_taps(const T* x, int64_t x_row, int64_t step, const T* y, int64_t y
   unroll<taps>([&](auto t) __attribute__((always_inline)) { store(sums + t * L, load(sums + t * L) + sum[t]); });
 }
 
+// A single tap has a function above.
+template <class T>
+constexpr int least_taps = has_shapes<T> ? 2 : 1;
+
 template <class T, int... t>
 constexpr auto any_taps_table(std::integer_sequence<int, t...>) {
-  return std::array{sum_any_taps<T, t + 1>...};
+  return std::array{sum_any_taps<T, least_taps<T> + t>...};
 }
 
 constexpr int most_taps = registers > 16 ? 14 : 7;
 
+// From those of the fewest taps on.
 template <class T>
-constexpr auto sum_any_functions = any_taps_table<T>(std::make_integer_sequence<int, most_taps>());
+constexpr auto sum_any_functions = any_taps_table<T>(std::make_integer_sequence<int, most_taps - least_taps<T> + 1>());

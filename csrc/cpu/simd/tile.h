@@ -160,3 +160,13 @@ void write_tile(const Sum<S>* from, int64_t pitch, int64_t rows, int64_t count, 
       }
   }
 }
+
+// Every kernel uses these: one file instantiates them.
+#define TORCHCONV_TILES(declares, S)                                                                            \
+  declares template void read_tile<S>(const S*, int64_t, int64_t, int64_t, int64_t, Sum<S>*, int64_t, int64_t); \
+  declares template void write_tile<S>(const Sum<S>*, int64_t, int64_t, int64_t, S*, int64_t, int64_t,          \
+                                       const Finish<Sum<S>>&, int64_t);
+TORCHCONV_TILES(extern, double)
+TORCHCONV_TILES(extern, float)
+TORCHCONV_TILES(extern, BFloat16)
+TORCHCONV_TILES(extern, Half)

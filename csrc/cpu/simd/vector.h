@@ -46,3 +46,12 @@ template <int n, class Body>
 INLINE void unroll(const Body& body) {
   unroll(body, std::make_integer_sequence<int, n>());
 }
+
+// body(Numbers<0, 1, ... n - 1>()): a fold over them takes the compiler a fraction of what n calls take.
+template <int... i>
+using Numbers = std::integer_sequence<int, i...>;
+
+template <int n, class Body>
+INLINE void fold(const Body& body) {
+  body(std::make_integer_sequence<int, n>());
+}

@@ -39,9 +39,9 @@ void multiply_planes(const T* v, const Stack& v_stack, const T* u, const Stack& 
         product.b = u + plane * u_stack.plane + k * u_stack.pitch;
         product.from = add || k > 0 ? c : nullptr;
         if (wide) {
-          multiply_rows<T, 2>[end - begin - 1](product);
+          Products<T, 2>::by_rows[end - begin - 1](product);
         } else {
-          multiply_rows<T, 1>[end - begin - 1](product);
+          Products<T, 1>::by_rows[end - begin - 1](product);
         }
         for (int64_t i = begin; i < end; ++i) a[i - begin] += product.length;
       }

@@ -108,9 +108,9 @@ struct Transformed {
         const int64_t i = filters * part / parts, MR = filters * (part + 1) / parts - i;
         product.a = gradients + i, product.c = m + i * pitch + c;
         if (wide) {
-          multiply_outer_rows<T, 2>[MR - 1](product);
+          OuterProducts<T, 2>::by_rows[MR - 1](product);
         } else {
-          multiply_outer_rows<T, 1>[MR - 1](product);
+          OuterProducts<T, 1>::by_rows[MR - 1](product);
         }
       }
       c += wide ? 2 * L : L;

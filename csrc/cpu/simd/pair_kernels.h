@@ -1,9 +1,10 @@
-// The rows of the grid that AVX512_BF16 makes faster.
+// The kernels that AVX512_BF16 makes faster: see columns.h.
 
 template <class S>
 using Paired = Pair;
 
 struct PairGemm : Gemm<Paired> {
+  using Types = TypeList<BFloat16>;
   static constexpr const char* does = "bfloat16, if its working memory has room for weights and sums";
   static constexpr const char* is_for =
       "3 and more channels read and 16 written (grad_weight: 8, and several images) in a group";
@@ -18,6 +19,7 @@ struct PairGemm : Gemm<Paired> {
 
 // Pairs are faster still for groups.
 struct WinogradOfOneGroup : Winograd {
+  using Types = TypeList<BFloat16>;
   static constexpr const char* does =
       "bfloat16: 3x3 kernels of stride 1, with dilations below 2^20 (in grad_weight none), of at most 4096 channels";
   static constexpr const char* is_for = "32 channels and more in one group, and outputs of 4x4 and more";
@@ -27,6 +29,8 @@ struct WinogradOfOneGroup : Winograd {
 
 // Depthwise layers whose tensors are read in place.
 struct Depthwise {
+  static constexpr const char* name = TORCHCONV_ROW_NAME("slab");
+  using Types = TypeList<BFloat16>;
   static constexpr const char* does = "bfloat16: depthwise layers in channels_last whose channels fill whole vectors";
   static constexpr const char* is_for = "depthwise layers";
 
@@ -48,10 +52,4 @@ struct Depthwise {
   static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
     slab::grad_weight_in_place(conv, x, y, w);
   }
-};
-
-constexpr Implementation rows[] = {
-    row<WinogradOfOneGroup, BFloat16>("cpu." TORCHCONV_ISA ".winograd"),
-    row<Depthwise, BFloat16>("cpu." TORCHCONV_ISA ".slab"),
-    row<PairGemm, BFloat16>("cpu." TORCHCONV_ISA ".gemm"),
 };

@@ -1,0 +1,48 @@
+#include "cpu_features.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace torchconv::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+
+// The part of XCR0 that tells which registers the operating system saves; nothing if it does not say.
+uint32_t saved_registers() {
+  constexpr uint32_t osxsave = 1u << 27;
+  uint32_t eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & osxsave)) return 0;
+  __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return eax;
+}
+
+CpuFeatures query() {
+  const uint32_t saved = saved_registers();
+  CpuFeatures found = 0;
+  for (const CpuFeature& feature : cpu_feature_table) {
+    uint32_t registers[4];  // eax, ebx, ecx, edx
+    if ((saved & feature.state) == feature.state &&
+        __get_cpuid_count(feature.leaf, feature.subleaf, &registers[0], &registers[1], &registers[2], &registers[3]) &&
+        registers[int(feature.in)] >> feature.bit & 1)
+      found |= cpu_feature(feature.name);
+  }
+  return found;
+}
+
+#else
+
+CpuFeatures query() { return 0; }
+
+#endif
+
+}  // namespace
+
+CpuFeatures cpu_features() {
+  static const CpuFeatures found = query();
+  return found;
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,5 @@
+#include "../avx2.h"
+#define TORCHCONV_INSTANCES            \
+  template struct Correlate<Winograd>; \
+  template struct GradWeight<Winograd>;
+#include "../target_region.h"
