@@ -1,6 +1,6 @@
 """Breaks the kernels on purpose, one way at a time, and reports which tests fail: `make breakages`.
 
-An extension is built under build/breakages from a copy of csrc/ in which every fault of FAULTS is compiled in. The
+An extension is built under build/breakages from a copy of csrc/ in which every fault of RESULTS and KERNELS is compiled in. The
 environment variable TORCHCONV_FAULT=<fault>@<place> switches one of them on: the place is an operator of an
 implementation ("cpu.avx512.gemm/conv2d") for faults of results, an instruction set ("avx512") for faults of kernels.
 Without it the extension is right, and all tests must pass.
