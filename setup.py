@@ -7,10 +7,6 @@ from pathlib import Path
 
 from setuptools import setup
 
-root = Path(__file__).parent
-sys.path.insert(0, str(root / "build_tools"))
-import compiler  # noqa: E402
-
 OLDEST_TORCH = (2, 11)
 
 
@@ -28,10 +24,14 @@ except ImportError as error:
 
 found = tuple(int(part) for part in torch.__version__.split(".")[:2])
 require(found >= OLDEST_TORCH, f"needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, but found {torch.__version__}")
+
+root = Path(__file__).parent
+sys.path.insert(0, str(root / "build_tools"))
+import compiler  # noqa: E402
+import with_cuda  # noqa: E402  (it imports torch)
+
 compiler.check(os.environ.get("CXX", "c++"))
 require(shutil.which("ninja"), "needs ninja, but found none on PATH: pip install ninja")
-
-import with_cuda  # noqa: E402  (it imports torch)
 
 
 class Build(BuildExtension):
