@@ -147,7 +147,7 @@ def test_layouts_and_devices():
     with pytest.raises((RuntimeError, NotImplementedError)):
         functional.conv2d(x_(), w_().to("meta"))
     with pytest.raises((RuntimeError, NotImplementedError)):
-        functional.conv2d(x_().to_mkldnn(), w_())
+        functional.conv2d(x_(), w_().to_mkldnn())
 
 
 # --- inputs that crashed others, or gave them wrong answers ------------------------------------------------------------
