@@ -150,6 +150,8 @@ def test_layouts_and_devices():
         functional.conv2d(x_().to_sparse(), w_())
     with pytest.raises((RuntimeError, NotImplementedError)):
         functional.conv2d(x_(), w_().to("meta"))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        functional.conv2d(x_(), w_().to_mkldnn())
 
 
 # --- inputs that crashed others, or gave them wrong answers ------------------------------------------------------------
