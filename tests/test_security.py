@@ -43,7 +43,6 @@ WRITABLE = {
     # Of others.
     r"pybind11::.*": "pybind11's types, and its frames of calls, which are thread-local",
     r"std::__ioinit": "of <iostream>",
-    r"__cpu_(model|features2)": "of the compiler's run-time library: what the processor can do",
     r"DW\.ref\..*": "addresses of types of exceptions",
     r"__dso_handle|__TMC_END__|__bss_start|_edata|_end|completed\.\d+|__tls_guard": "of the compiler and the linker",
 }

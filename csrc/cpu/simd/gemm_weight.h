@@ -140,6 +140,7 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
           if constexpr (numbers<E> > 1) {
             read_elements(from, high, row, lane, rows, count, to, pitch);
           } else {
+            (void)high;
             read_tile(from, row, lane, rows, count, to, pitch, ahead);
           }
         };
