@@ -185,9 +185,19 @@ def find(name: str) -> Path:
 
 
 def build() -> None:
-    """The instrumented extension, in a tree that has the package's Python files."""
+    """The instrumented extension, in a tree that has the package's Python files and the tests."""
     shutil.rmtree(TREE / "csrc", ignore_errors=True)
-    for name in ("csrc", "torchconv", "build_tools", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "csrc",
+        "torchconv",
+        "tests",
+        "build_tools",
+        "conftest.py",
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         source = ROOT / name
         if source.is_dir():
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
@@ -219,7 +229,7 @@ def pytest(fault: str, *arguments: str) -> Counter[str]:
     """How many items of each test fail."""
     environment = {**os.environ, "TORCHCONV_FAULT": fault, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=no", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
     failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+?::\w+)", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1):
         failed.append(f"the process ends with status {done.returncode}")
