@@ -53,14 +53,18 @@ def test_functions_take_any_sequence(plain, value, name):
     assert torch.equal(found, wanted)
 
 
-@forms
-@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
-@pytest.mark.parametrize("kind", ["Conv2d", "ConvTranspose2d", "LazyConv2d", "MaxPool2d", "AvgPool2d"])
-def test_layers_take_any_sequence(plain, value, name, kind):
-    if kind == "ConvTranspose2d" and np.ndim(value) == 0:
-        pytest.skip("torch's own constructor, which takes no array without dimensions")
-    if kind == "AvgPool2d" and name == "dilation":
-        pytest.skip("it has none")
+#: torch's own constructor of ConvTranspose2d takes no array without dimensions; AvgPool2d has no dilation.
+LAYER_ARGUMENTS = [
+    pytest.param(kind, name, plain, value, id=f"{kind}-{name}-{form}")
+    for kind in ("Conv2d", "ConvTranspose2d", "LazyConv2d", "MaxPool2d", "AvgPool2d")
+    for name in ("kernel_size", "stride", "padding", "dilation")
+    for form, (plain, value) in zip([*ONE_TWO, *(f"one_{name}" for name in TWO)], FORMS, strict=True)
+    if not (kind == "ConvTranspose2d" and np.ndim(value) == 0) and (kind, name) != ("AvgPool2d", "dilation")
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "plain", "value"), LAYER_ARGUMENTS)
+def test_layers_take_any_sequence(kind, name, plain, value):
     channels = {"in_channels": 4, "out_channels": 6} if "Pool" not in kind else {}
     if kind == "LazyConv2d":
         del channels["in_channels"]

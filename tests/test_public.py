@@ -1,4 +1,4 @@
-"""What torchconv shows to somebody who explores it: its names, its modules, what its results look like."""
+"""The public names and modules of torchconv, and how its results are displayed."""
 
 import re
 import subprocess

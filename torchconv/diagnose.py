@@ -48,14 +48,14 @@ def diagnosis(error: ImportError, folder: Path | None = None) -> str:
         problem = f"its extension was built for another Python ({', '.join(others)}), and this is {python}"
     else:
         problem = f"its extension has not been built ({folder} has no {extension}), and this is {python}"
-    mend = f"Build it again: pip install --force-reinstall --no-deps {source()}"
+    advice = f"Build it again: pip install --force-reinstall --no-deps {source()}"
     if (root := clone(folder)) is not None:
         # To install the package elsewhere would not help: this folder would still be found first.
         in_place = f"pip install --force-reinstall --no-deps --editable {shlex.quote(str(root))}"
-        mend = f"{folder} is torchconv's source. Build the extension in it: {in_place}"
+        advice = f"{folder} is torchconv's source. Build the extension in it: {in_place}"
         if (hidden := installed(folder, extension)) is not None:
-            mend = (
+            advice = (
                 f"{folder} is torchconv's source, and hides the package that is installed in {hidden}. Run Python in "
                 f"another folder than {root}; or build the extension here, too: {in_place}"
             )
-    return f"torchconv cannot be imported: {problem}. {mend}\nThe loader said: {error}"
+    return f"torchconv cannot be imported: {problem}. {advice}\nThe loader said: {error}"
