@@ -60,8 +60,9 @@ def add_to(extension: Any, root: Path) -> None:
     assert home is not None
     # Where BuildExtension looks for nvcc. CUDAExtension would link the CUDA libraries of torch.
     cpp_extension.CUDA_HOME = str(home)
+    # The same commands as without CUDA compile the .cpp files: one build after the other compiles them once.
+    extension.sources.remove("csrc/cuda/not_built.cpp")
     extension.sources += sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cu"))
-    extension.define_macros.append(("TORCHCONV_CUDA", None))
     flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]  # torch adds --expt-relaxed-constexpr
     extension.extra_compile_args["nvcc"] = [*flags, *architectures()]
     extension.library_dirs.append(str(home / ("lib64" if (home / "lib64").exists() else "lib")))

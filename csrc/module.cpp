@@ -2,12 +2,10 @@
 #include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
+#include "cuda/device.h"
 #include "direct.h"
 #include "eager.h"
 #include "operators.h"
-#ifdef TORCHCONV_CUDA
-#include "cuda/device.h"
-#endif
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -64,14 +62,9 @@ constexpr const char* compiler = "GCC " __VERSION__;
 const char* const stamp = "torchconv was built with torch " TORCH_VERSION ".";
 
 std::map<std::string, std::string> build_info() {
-#ifdef TORCHCONV_CUDA
-  const std::string cuda = cuda::version();
-#else
-  const std::string cuda = "no";
-#endif
   return {
-      {"version", TORCHCONV_VERSION}, {"torch", TORCH_VERSION}, {"stamp", stamp},
-      {"compiler", compiler},         {"cuda", cuda},
+      {"version", TORCHCONV_VERSION}, {"torch", TORCH_VERSION},  {"stamp", stamp},
+      {"compiler", compiler},         {"cuda", cuda::version()},
   };
 }
 

@@ -1,4 +1,5 @@
 // The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
+#include "cuda/device.h"
 #include "operators.h"
 
 #include <torch/csrc/stable/accelerator.h>
@@ -77,10 +78,10 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) {
     if (!tensor.is_cuda()) return;
-#ifndef TORCHCONV_CUDA
-    throw std::runtime_error(
-        "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
-#endif
+    static const bool built = !cuda::rows().empty();
+    if (!built)
+      throw std::runtime_error(
+          "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
     guard_.emplace(tensor.get_device_index());
   }
 

@@ -51,6 +51,7 @@ CASES = [
     Case("padding_above_kernel", (1, 1, 3, 3), (2, 1, 2, 2), padding=(4, 3, 5, 4), stride=(2, 1)),
     Case("grouped", (2, 6, 5, 4), (4, 3, 3, 2), padding=(1, 1, 0, 1), groups=2),
     Case("depthwise", (2, 4, 6, 6), (4, 1, 3, 3), padding=(1, 1, 1, 1), groups=4),
+    Case("depthwise_of_16", (1, 16, 3, 4), (16, 1, 3, 3), padding=(1, 1, 1, 1), groups=16),  # a vector: read in place
     Case("depthwise_multiplier", (1, 3, 6, 5), (6, 1, 5, 3), padding=(2, 2, 1, 1), stride=(2, 1), groups=3),
     Case("awkward", (3, 6, 9, 7), (4, 3, 3, 2), stride=(2, 1), padding=(1, 1, 0, 0), dilation=(2, 1), groups=2),
     Case("phases_without_taps", (2, 4, 9, 10), (4, 2, 3, 2), (2, 2), (1, 2, 0, 1), (2, 2), 2),

@@ -102,6 +102,11 @@ def variants(
     return found
 
 
+def layout_of_each_dtype(row: str, case: Case, **conditions) -> dict[torch.dtype, str]:
+    """The dtypes of its variants, and of each the first layout."""
+    return dict(reversed(variants(row, case, **conditions)))
+
+
 def each(cases: Sequence[Case], rows: Sequence[str] = ROWS, **conditions) -> pytest.MarkDecorator:
     """Parametrizes a test by `row` and `case`: the pairs that have variants under these conditions."""
     pairs = [(row, case) for row in rows for case in cases if variants(row, case, **conditions)]

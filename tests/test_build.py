@@ -105,9 +105,11 @@ def test_what_a_build_with_cuda_adds(tmp_path, monkeypatch):
     for wanted, answer in (("0", False), ("1", True), ("auto", torch.version.cuda is not None)):
         monkeypatch.setenv("TORCHCONV_CUDA", wanted)
         assert with_cuda.is_wanted() == answer
-    extension = cpp_extension.CppExtension("torchconv._C", ["csrc/conv.cpp"], extra_compile_args={"cxx": []})
+    sources = ["csrc/conv.cpp", "csrc/cuda/not_built.cpp"]
+    extension = cpp_extension.CppExtension("torchconv._C", sources, extra_compile_args={"cxx": []})
     with_cuda.add_to(extension, tmp_path)
     assert extension.sources == ["csrc/conv.cpp", "csrc/cuda/rows.cu"]
+    assert (extension.define_macros, extension.extra_compile_args["cxx"]) == ([], []), "no C++ file is compiled again"
     assert str(tmp_path / "toolkit") == cpp_extension.CUDA_HOME
     assert not any("cuda" in library for library in extension.libraries), "not of torch"
     flags = extension.extra_compile_args["nvcc"]

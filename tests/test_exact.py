@@ -32,8 +32,8 @@ def test_adjoint_identity(row, case):
     (x, w, y), _ = integer_problem(case)
     other = {"conv2d": y, "conv2d_grad_input": x, "conv2d_grad_weight": w}
     form = (other["conv2d"] * integer_problem(case)[1]["conv2d"]).sum()
-    for dtype, _ in grid.variants(row, case, layouts=["contiguous"]):
-        for op, found in grid.run(case, x.to(dtype), w.to(dtype), y.to(dtype), row).items():
+    for dtype, layout in grid.layout_of_each_dtype(row, case).items():
+        for op, found in grid.run(case, *(arrange(tensor.to(dtype), layout) for tensor in (x, w, y)), row).items():
             assert (found.double() * other[op]).sum() == form, (op, dtype)
 
 
@@ -41,7 +41,11 @@ def test_adjoint_identity(row, case):
 SMALL = [case for case in CASES if 0 not in case.x and max(map(math.prod, (case.x, case.w, case.y))) <= 250]
 
 
-@grid.each(SMALL, [row for row in ROWS if row in grid.WIDEST], dtypes=[torch.float32, torch.bfloat16], every=True)
+#: gradcheck's gradients are contiguous, whatever the layout of the operands.
+PERTURBED = {"dtypes": [torch.float32, torch.bfloat16], "layouts": ["contiguous"], "every": True}
+
+
+@grid.each(SMALL, [row for row in ROWS if row in grid.WIDEST and row in grid.ANY_STRIDES], **PERTURBED)
 def test_gradcheck_with_step_one(row, case):
     """A difference quotient of a bilinear function has no error of truncation: the fast kernels are checked as they are."""
     geometry, device = (*case.geometry, row), device_of(row)
@@ -50,7 +54,7 @@ def test_gradcheck_with_step_one(row, case):
         "grad_input": (lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), (case.y, case.w)),
         "grad_weight": (lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), (case.x, case.y)),
     }
-    for dtype in {dtype for dtype, _ in grid.variants(row, case, [torch.float32, torch.bfloat16], every=True)}:
+    for dtype, _ in grid.variants(row, case, **PERTURBED):
         for function, sizes in pairs.values():
             inputs = [integers(size, seed=i).to(device, dtype).requires_grad_() for i, size in enumerate(sizes)]
             assert gradcheck(function, inputs, eps=1.0, atol=0, rtol=0)

@@ -21,7 +21,7 @@ PAIRS = "cpu.avx512_bf16.gemm"
 
 #: Where there is nothing to convolve, the reference fills in the zeros.
 NOT_EMPTY = [case.name for case in CASES if 0 not in case.x]
-PLAIN_3X3 = ["3x3", "3x3_valid", "depthwise"]
+PLAIN_3X3 = ["3x3", "3x3_valid", "depthwise", "depthwise_of_16"]
 DILATED_3X3 = ["dilated"]
 
 

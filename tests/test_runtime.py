@@ -68,6 +68,7 @@ MANY_THREADS = [
     Case("many_weights", (3, 256, 14, 14), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
     Case("many_weights_one_image", (1, 256, 30, 22), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
     Case("groups", (2, 48, 14, 14), (48, 16, 3, 3), padding=(1, 1, 1, 1), groups=3),
+    Case("depthwise", (2, 96, 30, 30), (96, 1, 3, 3), padding=(1, 1, 1, 1), groups=96),
     Case("many_tiles", (4, 40, 60, 62), (70, 40, 3, 3), padding=(1, 1, 1, 1)),
     Case("pointwise", (2, 128, 28, 28), (130, 128, 1, 1)),
     Case("strided", (2, 40, 30, 30), (64, 40, 5, 3), (2, 2), (2, 2, 1, 1)),
