@@ -63,7 +63,7 @@ def add_to(extension: Any, root: Path) -> None:
     # The same commands as without CUDA compile the .cpp files: one build after the other compiles them once.
     extension.sources.remove("csrc/cuda/not_built.cpp")
     extension.sources += sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.cu"))
-    flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]  # torch adds --expt-relaxed-constexpr
+    flags = ["-O3", "-lineinfo", "--threads=2", "-Xcompiler=-fvisibility=hidden"]  # torch adds --expt-relaxed-constexpr
     extension.extra_compile_args["nvcc"] = [*flags, *architectures()]
     extension.library_dirs.append(str(home / ("lib64" if (home / "lib64").exists() else "lib")))
     # A runtime of its own, which torch's cannot get mixed up with.

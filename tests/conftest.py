@@ -16,3 +16,14 @@ def seeded() -> None:
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 def dtype(request: pytest.FixtureRequest):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    try:
+        import torchvision
+    except RuntimeError:  # its compiled operators are for another build of torch; the networks need none of them
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision

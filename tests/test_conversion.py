@@ -896,17 +896,6 @@ def test_layers_with_an_activation_and_parametrized_ones():
 # ------------------------------------------------------------------------------------------- other people's networks
 
 
-@pytest.fixture(scope="module")
-def torchvision():
-    try:
-        import torchvision
-    except RuntimeError:  # its compiled operators are for another build of torch; the networks need none of them
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-    return torchvision
-
-
 def check_network(model, size, **folding):
     """Converted, folded and reverted, the network has the same results."""
     model, x = settled(model), torch.randn(2, 3, size, size)

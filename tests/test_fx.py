@@ -64,3 +64,22 @@ def test_parameters_stay_parameters():
 def test_what_is_no_tensor_is_a_type_error(layer):
     with pytest.raises(TypeError, match="argument 'input' must be Tensor, not NoneType"):
         layer(None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_feature_extraction_of_torchvision(mode, torchvision):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    layers = [
+        Conv2d(3, 4, 3, 2, "same", padding_mode=mode),
+        MaxPool2d(2, padding="same"),
+        AvgPool2d(3, 2, padding="same"),
+        Conv2d(4, 5, (2, 3), padding="same", padding_mode=mode, activation="relu"),
+    ]
+    model = nn.Sequential(*layers)
+    extract = create_feature_extractor(model, {"0": "first", "3": "last"})
+    for size in (2, 3, 17, 19), (1, 3, 12, 14):
+        x = torch.randn(size)
+        features = extract(x)
+        assert torch.equal(features["first"], layers[0](x))
+        assert torch.equal(features["last"], model(x))
