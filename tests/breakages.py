@@ -39,6 +39,7 @@ class Kernel:
     """One fault in the source of the kernels: `old` becomes `new`, in which BROKEN is whether the fault is on."""
 
     name: str
+    what: str
     file: str
     old: str
     new: str
@@ -59,19 +60,19 @@ RESULTS = {
 }
 
 KERNELS = [
-    Kernel("gemm_blocks", "gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
-    Kernel("gemm_pieces", "gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
-    Kernel("gemm_half_panel", "gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
-    Kernel("gemm_chunks", "gemm_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
-    Kernel("slab_bias", "slab.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
-    Kernel("slab_chunks", "slab.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
-    Kernel("slab_chunks_of_threads", "slab.h", "constexpr int64_t units = 64, sums_bytes", "const int64_t units = BROKEN ? thread_count() : 64, sums_bytes"),
-    Kernel("slab_last_row", "slab.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;"),
-    Kernel("winograd_slabs", "winograd.h", "own.count(), channels, slab > 0, fetch)", "own.count(), channels, slab > BROKEN, fetch)"),
-    Kernel("winograd_phases", "winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
-    Kernel("planes_tail", "planes.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
-    Kernel("planes_pieces", "planes.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
-    Kernel("bf16_odd_channel", "pairs.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
+    Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
+    Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
+    Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
+    Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "gemm_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
+    Kernel("slab_bias", "all vectors of channels have the bias of the first", "slab.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
+    Kernel("slab_chunks", "the gradient of weights lacks the last chunk", "slab.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
+    Kernel("slab_chunks_of_threads", "the gradient of weights is cut by the number of threads", "slab.h", "constexpr int64_t units = 64, sums_bytes", "const int64_t units = BROKEN ? thread_count() : 64, sums_bytes"),
+    Kernel("slab_last_row", "two rows are computed where one is left", "slab.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;"),
+    Kernel("winograd_slabs", "the sums over the first slab of channels are lost", "winograd.h", "own.count(), channels, slab > 0, fetch)", "own.count(), channels, slab > BROKEN, fetch)"),
+    Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
+    Kernel("planes_tail", "the last pixel of a row is missing", "planes.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
+    Kernel("planes_pieces", "the sums over earlier taps are lost", "planes.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
+    Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "pairs.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
 ]  # fmt: skip
 
 DECLARATION = """
@@ -274,15 +275,27 @@ def main() -> None:
         for fault, selection in faults:
             print(fault, *selection)
         return
-    missed = 0
+    results: list[tuple[str, Counter[str]]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda fault: pytest(fault[0], *fault[1], *(f"tests/{name}" for name in FILES)), faults)
-        for (fault, _), failed in zip(faults, results, strict=True):
-            missed += not failed
-            tests = ", ".join(f"{test} ({count})" for test, count in failed.items()) or "nothing"
-            print(f"| {fault} | {tests} |", flush=True)
-    print(f"{len(faults)} faults, {missed} missed")
-    sys.exit(missed > 0)
+        paths = [f"tests/{name}" for name in FILES]
+        for fault, failed in zip(
+            faults, pool.map(lambda fault: pytest(fault[0], *fault[1], *paths), faults), strict=True
+        ):
+            results.append((fault[0], failed))
+            print(fault[0], *(f"{test} ({count})" for test, count in failed.items()), flush=True)
+    report(results)
+    sys.exit(not all(failed for _, failed in results))
+
+
+def report(results: list[tuple[str, Counter[str]]]) -> None:
+    """A table of the faults: in how many places each was put, in how many a test failed, and which tests these are."""
+    what = RESULTS | {kernel.name: kernel.what for kernel in KERNELS}
+    print("\n| fault | places | caught | by (places) |\n|---|---|---|---|")
+    for name, words in what.items():
+        of_name = [failed for fault, failed in results if fault.startswith(f"{name}@")]
+        tests = Counter(test for failed in of_name for test in failed)
+        by = ", ".join(f"`{test}` ({count})" for test, count in tests.most_common())
+        print(f"| {name}: {words} | {len(of_name)} | {sum(map(bool, of_name))} | {by} |")
 
 
 if __name__ == "__main__":
