@@ -4,7 +4,7 @@ Operands are rounded to their dtype first. What the operators make of them is co
 (64 bits of mantissa on x86, where those of float64 have 53), of every output. Two measures: the relative L2 error, and
 the largest error of an output in units of eps * (sum of the absolute values of its products), which is at
 most about n / 2 for a sum of n terms in whatever order. Normal numbers cancel; numbers from 0 to 1 do not. Layouts are
-contiguous; slab, whose problem is a depthwise layer, has channels_last.
+contiguous; grouped, whose problem is a depthwise layer, has channels_last.
 
     python benchmarks/accuracy.py --write
 
@@ -140,7 +140,7 @@ def measure(op: str, length: int, dtype: torch.dtype, data: str) -> Iterable[Fig
         wanted, absolute = case.precise()
         results = {"torch, depthwise" if depthwise else "torch": case.torchs()}
         for row in ROWS:
-            if depthwise == ("slab" in row):
+            if depthwise == ("grouped" in row):
                 try:
                     # channels_last is what depthwise layers are read in place in.
                     ours = case.channels_last() if depthwise else case
@@ -164,7 +164,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def widest() -> list[str]:
     """torch, the rows of the widest instruction set, and the reference."""
-    isa = next(row for row in ROWS if row.endswith("planes")).split(".")[1]
+    isa = next(row for row in ROWS if row.endswith("spatial")).split(".")[1]
     return ["torch", "torch, depthwise", *(row for row in ROWS if row.split(".")[1] in (isa, "reference"))]
 
 

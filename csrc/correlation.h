@@ -1,23 +1,28 @@
-// Forward and grad_input are one thing to the kernels: correlations, y[o] = sum over taps of x[o * stride + tap *
-// dilation - pad] * w[tap], over a region that may have zeros around it or parts cut off (a negative pad).
+// conv2d and conv2d_grad_input as correlations, so that one kernel computes both:
 //
-// grad_input with stride 1 is the correlation of y with the turned kernel. With stride s, the elements of x fall into
-// s phases that meet different taps of the kernel: each phase is a correlation of stride 1 of its own.
+//   y[o] = sum over taps of x[o * stride + tap * dilation - pad] * w[tap]
+//
+// A negative pad cuts off the first elements of x.
+//
+// grad_input with stride 1 is the correlation of y with the flipped kernel. With stride s, the elements of x fall into
+// s phases, and each phase meets other taps of the kernel: grad_input is s correlations of stride 1, one for each
+// phase.
 #pragma once
 
 #include "conv.h"
+#include "inline_vector.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
-#include <vector>
 
 namespace torchconv {
 
-// As in Conv, x is what is read and y what is made. The taps of group g start w_group * g elements into w.
+// A correlation reads x and w and computes y, whatever these are to the operator: grad_input reads the gradient of the
+// output as x.
 struct Correlation : Conv {
-  int64_t w_group = 0;
-  int64_t phases = 1;  // that make up the whole result
+  int64_t w_group = 0;  // stride of w from one group to the next, in elements
+  int64_t phases = 1;   // of the whole operator
 };
 
 inline Correlation forward_correlation(const Conv& conv) {
@@ -29,7 +34,7 @@ inline Correlation forward_correlation(const Conv& conv) {
 
 // One phase of an axis: the elements offset, offset + stride, ... of x, and the taps last_tap, last_tap - step, ...
 struct Phase {
-  Axis axis;  // the correlation's
+  Axis axis;  // of the correlation
   int64_t offset, last_tap, step;
 };
 
@@ -38,36 +43,42 @@ inline Phase phase(const Axis& axis, int64_t offset) {
   Phase phase{};
   phase.offset = offset, phase.step = step;
   phase.axis = {axis.out, 0, (axis.in - offset - 1) / axis.stride + 1, 1, 1, 0};
-  int64_t tap = 0;  // the first that meets these elements
+  int64_t tap = 0;  // the first one that meets these elements
   while (tap < step && (offset + axis.pad - tap * axis.dilation) % axis.stride != 0) ++tap;
   if (tap == step) return phase;
   phase.axis.kernel = (axis.kernel - 1 - tap) / step + 1;
-  if (phase.axis.kernel > 1) phase.axis.dilation = axis.dilation / common;  // of a single tap, it may be too large
+  // The dilation of a single tap is never used, and may be too large.
+  if (phase.axis.kernel > 1) phase.axis.dilation = axis.dilation / common;
   phase.last_tap = tap + (phase.axis.kernel - 1) * step;
   // Element i of the phase reads y[i - pad] under the last tap, which comes first.
   phase.axis.pad = -((offset + axis.pad - phase.last_tap * axis.dilation) / axis.stride);
   return phase;
 }
 
-// One of the correlations that make up a result: the only one of the forward operator, or a phase of grad_input. It
-// writes elements of the result that no other one does.
+// A correlation that computes a part of a result: all of conv2d, or one phase of grad_input. Parts write disjoint
+// elements.
 struct Part {
   Correlation conv;
-  int64_t w_offset, y_offset;  // of its first tap and of its first output, in elements
+  int64_t w_offset, y_offset;  // of the first tap and of the first output, in elements
 };
 
-using Parts = std::vector<Part>;
+// A stride of 2 in both directions has four phases.
+using Parts = InlineVector<Part, 4>;
 
-inline Parts forward_parts(const Conv& conv) { return {{forward_correlation(conv), 0, 0}}; }
+inline Parts forward_parts(const Conv& conv) {
+  Parts parts;
+  parts.push_back({forward_correlation(conv), 0, 0});
+  return parts;
+}
 
-// As many as the stride, or as the elements, of which each is a phase of its own then.
+// The stride, or the number of elements where there are fewer: each is then a phase.
 inline int64_t phase_count(const Axis& axis) { return std::min(axis.stride, axis.in); }
 
 inline double grad_input_phases(const Conv& conv) {
   return double(phase_count(conv.rows)) * double(phase_count(conv.cols));
 }
 
-// The phases of grad_input, in which y is read and x is made. A correlation without taps stands for zeros.
+// The phases of grad_input, in which y is read and x is computed. A phase without taps is zero.
 inline Parts grad_input_parts(const Conv& conv) {
   Parts parts;
   const int64_t row_phases = phase_count(conv.rows), col_phases = phase_count(conv.cols);

@@ -1,3 +1,4 @@
+// The activations of the epilogue, which is applied to each accumulator before the store.
 #pragma once
 
 #include "conv.h"
@@ -6,7 +7,7 @@
 
 namespace torchconv {
 
-// NaN goes through every activation, as it does in torch's own.
+// Applies `activation` to v; only leaky_relu uses `slope`. Every activation propagates NaN, as torch does.
 template <class Value>
 HOST_DEVICE Value activate(Activation activation, Value v, Value slope) {
   switch (activation) {

@@ -1,6 +1,6 @@
 #include "operators.h"
 
-#include "precision.h"
+#include "torch/tf32.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -68,7 +68,7 @@ Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geom
   return {conv, size, stride, &choose(conv, Op::forward, implementation)};
 }
 
-Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+Call plan_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
                      const std::string& implementation) {
   Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
   const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
@@ -77,7 +77,7 @@ Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& inp
   return {conv, size, stride, &choose(conv, Op::grad_input, implementation)};
 }
 
-Call plan_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+Call plan_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
                       const std::string& implementation) {
   Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
   const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
@@ -98,21 +98,21 @@ void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const G
   epilogue.activation = activation_named(activation);
   epilogue.slope = slope;
   void* y = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.row->forward(call.conv, x.data, w.data, y, epilogue);
+  if (!is_empty(call.size)) call.implementation->forward(call.conv, x.data, w.data, y, epilogue);
 }
 
-void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+void conv2d_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
                        const std::string& implementation, const Allocate& allocate) {
   const Call call = plan_grad_input(dtype, y, w, input_size, geometry, implementation);
   void* x = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.row->grad_input(call.conv, y.data, w.data, x);
+  if (!is_empty(call.size)) call.implementation->grad_input(call.conv, y.data, w.data, x);
 }
 
-void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
                         const std::string& implementation, const Allocate& allocate) {
   const Call call = plan_grad_weight(dtype, x, y, kernel_size, geometry, implementation);
   void* w = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.row->grad_weight(call.conv, x.data, y.data, w);
+  if (!is_empty(call.size)) call.implementation->grad_weight(call.conv, x.data, y.data, w);
 }
 
 }  // namespace torchconv

@@ -1,10 +1,11 @@
 // The three operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in
-// two ways: through the dispatcher (ops.cpp), and around it where nothing but autograd listens (direct.cpp).
+// two ways: through the dispatcher (torch/library.cpp), and around it where nothing but autograd listens
+// (torch/fast_path.cpp).
 #pragma once
 
 #include "conv.h"
-#include "implementation.h"
-#include "shape.h"
+#include "registry.h"
+#include "shape_check.h"
 
 #include <array>
 #include <functional>
@@ -19,23 +20,23 @@ struct View {
   const int64_t* stride;  // in elements
   Device device = Device::cpu;
 
-  Sizes sizes() const { return Sizes(size, size + dim); }
+  Sizes sizes() const { return Sizes(size, size_t(dim)); }
 };
 
 // What an operator is going to do.
 struct Call {
   Conv conv;
   std::array<int64_t, 4> size, stride;  // of the result
-  const Implementation* row;
+  const Implementation* implementation;
 };
 
 // All operands are of `dtype` and on the device of the first. `implementation` may be empty; see choose(). Errors are
 // std::runtime_error.
 Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
                  const std::string& implementation);
-Call plan_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+Call plan_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
                      const std::string& implementation);
-Call plan_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+Call plan_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
                       const std::string& implementation);
 
 // Makes the result, of the operands' dtype and device, and returns where its data are.
@@ -45,10 +46,10 @@ using Allocate = std::function<void*(const std::array<int64_t, 4>& size, const s
 void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
             const std::string& activation, double slope, const std::string& implementation, const Allocate& allocate);
 
-void conv2d_grad_input(Dtype dtype, const View& y, const View& w, const Sizes& input_size, const Geometry& geometry,
+void conv2d_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
                        const std::string& implementation, const Allocate& allocate);
 
-void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, const Sizes& kernel_size, const Geometry& geometry,
+void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
                         const std::string& implementation, const Allocate& allocate);
 
 }  // namespace torchconv

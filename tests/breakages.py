@@ -60,19 +60,19 @@ RESULTS = {
 }
 
 KERNELS = [
-    Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
-    Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
-    Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
-    Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "gemm_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
-    Kernel("slab_bias", "all vectors of channels have the bias of the first", "slab.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
-    Kernel("slab_chunks", "the gradient of weights lacks the last chunk", "slab.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
-    Kernel("slab_chunks_of_threads", "the gradient of weights is cut by the number of threads", "slab.h", "constexpr int64_t units = 64, sums_bytes", "const int64_t units = BROKEN ? thread_count() : 64, sums_bytes"),
-    Kernel("slab_last_row", "two rows are computed where one is left", "slab.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;"),
-    Kernel("winograd_slabs", "the sums over the first slab of channels are lost", "winograd.h", "own.count(), channels, slab > 0, fetch)", "own.count(), channels, slab > BROKEN, fetch)"),
-    Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
-    Kernel("planes_tail", "the last pixel of a row is missing", "planes.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
-    Kernel("planes_pieces", "the sums over earlier taps are lost", "planes.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
-    Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "pairs.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
+    Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "kernels/gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
+    Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "kernels/gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
+    Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "kernels/gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
+    Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
+    Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
+    Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
+    Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped.h", "constexpr int64_t tasks = 64, sums_bytes", "const int64_t tasks = BROKEN ? thread_count() : 64, sums_bytes"),
+    Kernel("grouped_last_row", "two rows are computed where one is left", "kernels/grouped.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;"),
+    Kernel("winograd_blocks", "the sums over the first block of channels are lost", "kernels/winograd.h", "own.count(), channels, slab > 0, prefetch)", "own.count(), channels, slab > BROKEN, prefetch)"),
+    Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "kernels/winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
+    Kernel("spatial_tail", "the last pixel of a row is missing", "kernels/spatial.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
+    Kernel("spatial_pieces", "the sums over earlier taps are lost", "kernels/spatial.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
+    Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "micro/bf16_pair.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
 ]  # fmt: skip
 
 DECLARATION = """
@@ -157,9 +157,9 @@ struct Spoil {
 
 #: Around the three calls in csrc/operators.cpp: op, call, result, operand.
 CALLS = [
-    ("conv2d", "call.row->forward(call.conv, x.data, w.data, y, epilogue);", "y", "x"),
-    ("conv2d_grad_input", "call.row->grad_input(call.conv, y.data, w.data, x);", "x", "y"),
-    ("conv2d_grad_weight", "call.row->grad_weight(call.conv, x.data, y.data, w);", "w", "x"),
+    ("conv2d", "call.implementation->forward(call.conv, x.data, w.data, y, epilogue);", "y", "x"),
+    ("conv2d_grad_input", "call.implementation->grad_input(call.conv, y.data, w.data, x);", "x", "y"),
+    ("conv2d_grad_weight", "call.implementation->grad_weight(call.conv, x.data, y.data, w);", "w", "x"),
 ]
 
 #: What AVX512_BF16's instructions do, in AVX-512's.
@@ -179,11 +179,6 @@ def replace(path: Path, old: str, new: str) -> None:
     if old not in text:
         raise SystemExit(f"{path}: found no {old!r}")
     path.write_text(text.replace(old, new))
-
-
-def find(name: str) -> Path:
-    (path,) = (TREE / "csrc").rglob(name)
-    return path
 
 
 def build() -> None:
@@ -206,22 +201,22 @@ def build() -> None:
             shutil.copytree(source, TREE / name, dirs_exist_ok=True, ignore=ignored)
         else:
             shutil.copy2(source, TREE / name)
-    replace(find("conv.h"), "#pragma once\n", "#pragma once\n" + DECLARATION)
+    replace(TREE / "csrc" / "conv.h", "#pragma once\n", "#pragma once\n" + DECLARATION)
     (TREE / "csrc" / "faults.h").write_text("#pragma once\n" + DEFINITION)
-    operators = find("operators.cpp")
+    operators = TREE / "csrc" / "operators.cpp"
     replace(operators, '#include "operators.h"\n', '#include "operators.h"\n#include "faults.h"\n')
     for op, call, result, operand in CALLS:
-        new = f'{{ Spoil spoil(call.row->name, "{op}"); {call} spoil.finish(dtype, {result}, call.size, call.stride, {operand}.data); }}'
+        new = f'{{ Spoil spoil(call.implementation->name, "{op}"); {call} spoil.finish(dtype, {result}, call.size, call.stride, {operand}.data); }}'
         replace(operators, call, new)
     for kernel in KERNELS:
         replace(
-            find(kernel.file),
+            TREE / "csrc" / "cpu" / kernel.file,
             kernel.old,
             kernel.new.replace("BROKEN", f'broken("{kernel.name}", TORCHCONV_STRING(TORCHCONV_ISA))'),
         )
     if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
         for old, new in EMULATION:
-            replace(TREE / "csrc" / "cpu" / "simd" / "avx512_bf16.h", old, new)
+            replace(TREE / "csrc" / "cpu" / "vec" / "avx512_bf16.h", old, new)
         replace(TREE / "csrc" / "cpu" / "targets" / "avx512_bf16.h", '"avx512bf16,', '"')
     environment = {**os.environ, "TORCHCONV_CUDA": "0"}
     subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=TREE, check=True, env=environment)
@@ -258,7 +253,8 @@ def places() -> list[tuple[str, list[str]]]:
     for kernel in KERNELS:
         for isa in kernel.sets:
             if any(f".{isa}." in row for row in fast):
-                found.append((f"{kernel.name}@{isa}", ["-k", f"{isa}. or fuzz"]))
+                algorithm = "gemm" if kernel.name.startswith("bf16") else kernel.name.split("_")[0]
+                found.append((f"{kernel.name}@{isa}", ["-k", f"{isa}.{algorithm} or fuzz"]))
     return found
 
 

@@ -22,9 +22,9 @@ WANTED = [
     (("correlate_weight", "TensorMath", "true, true"), {"LDGSTS"}, set()),
     (("correlate", "DoubleMath"), {"DMMA"}, {"STL", "HMMA"}),
     (("correlate", "FloatMath"), {"FFMA"}, {"STL", "HMMA"}),
-    (("slab_correlate<c10::BFloat16, 1, true, 3, 1",), {"LDG.128", "STG.128", "FFMA"}, {"HMMA"}),
-    (("slab_correlate<float, 1, true, 3, 1",), {"LDG.128", "STG.128", "FFMA"}, {"HMMA"}),
-    (("slab_weight<c10::BFloat16, 1, true, 3, 1",), {"LDG.128", "FFMA"}, {"HMMA"}),
+    (("grouped_correlate<c10::BFloat16, 1, true, 3, 1",), {"LDG.128", "STG.128", "FFMA"}, {"HMMA"}),
+    (("grouped_correlate<float, 1, true, 3, 1",), {"LDG.128", "STG.128", "FFMA"}, {"HMMA"}),
+    (("grouped_grad_weight<c10::BFloat16, 1, true, 3, 1",), {"LDG.128", "FFMA"}, {"HMMA"}),
 ]
 
 

@@ -109,7 +109,7 @@ def test_what_a_build_with_cuda_adds(tmp_path, monkeypatch):
     sources = ["csrc/conv.cpp", "csrc/cuda/not_built.cpp"]
     extension = cpp_extension.CppExtension("torchconv._C", sources, extra_compile_args={"cxx": []})
     with_cuda.add_to(extension, tmp_path)
-    assert extension.sources == ["csrc/conv.cpp", "csrc/cuda/rows.cu"]
+    assert extension.sources == ["csrc/conv.cpp", "csrc/cuda/registry.cu"]
     assert (extension.define_macros, extension.extra_compile_args["cxx"]) == ([], []), "no C++ file is compiled again"
     assert str(tmp_path / "toolkit") == cpp_extension.CUDA_HOME
     assert not any("cuda" in library for library in extension.libraries), "not of torch"

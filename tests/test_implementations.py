@@ -13,9 +13,9 @@ import torchconv
 from torchconv import _C
 
 OPS = ["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]
-KERNELS = ["gemm", "planes", "slab", "winograd"]
+KERNELS = ["gemm", "grouped", "spatial", "winograd"]
 ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
-SETS = sorted({row.split(".")[1] for row in ROWS if row.endswith("planes")})  # those that have all kernels
+SETS = sorted({row.split(".")[1] for row in ROWS if row.endswith("spatial")})  # those that have all kernels
 FULL_ROWS = [f"cpu.{isa}.{kernel}" for isa in SETS for kernel in KERNELS]
 PAIRS = "cpu.avx512_bf16.gemm"
 
@@ -49,7 +49,7 @@ def test_what_each_kernel_does(isa, op):
     assert cases_of(f"cpu.{isa}.gemm", op) == NOT_EMPTY
     dilated = [] if op == "conv2d_grad_weight" else DILATED_3X3
     assert set(cases_of(f"cpu.{isa}.winograd", op)) == {*PLAIN_3X3, *dilated}
-    assert {"grouped", "depthwise", "depthwise_multiplier"} <= set(cases_of(f"cpu.{isa}.slab", op))
+    assert {"grouped", "depthwise", "depthwise_multiplier"} <= set(cases_of(f"cpu.{isa}.grouped", op))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -60,10 +60,10 @@ def test_the_choice(op):
     pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
     assert chosen(wide, op) == f"cpu.{best}.winograd"
     assert chosen(wide, op, "!winograd") == f"cpu.{best}.gemm"
-    assert chosen(depthwise, op) == f"cpu.{best}.slab"
+    assert chosen(depthwise, op) == f"cpu.{best}.grouped"
     assert chosen(pointwise, op, layout="channels_last") == f"cpu.{best}.gemm"
     few_channels = Case("few_channels", (2, 1, 28, 28), (6, 1, 5, 5))
-    assert chosen(few_channels, op) == f"cpu.{best}.planes"
+    assert chosen(few_channels, op) == f"cpu.{best}.spatial"
 
 
 @pytest.mark.skipif(PAIRS not in ROWS, reason="this machine does not have AVX512_BF16")

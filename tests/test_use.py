@@ -94,3 +94,16 @@ def test_results_of_parts_are_torchs(part):
     result = torch.ops.torchconv.conv2d(x, w, *case.geometry, f"{part},!winograd")
     (top, _, left, _), stride, dilation = case.padding, case.stride, case.dilation
     assert torch.equal(result, torch.nn.functional.conv2d(x, w, None, stride, (top, left), dilation, case.groups))
+
+
+@pytest.mark.parametrize(("old", "new"), [("slab", "grouped"), ("planes", "spatial")])
+def test_names_of_the_first_version_stay_valid(old, new):
+    for name in f"cpu.portable.{old}", old, f"!{old}":
+        message = f"use {name.replace(old, new)!r} instead of {name!r}"
+        with pytest.warns(FutureWarning, match=message), torchconv.use(name):
+            pass
+    x, w = torch.randn(1, 32, 5, 5), torch.randn(32, 1, 3, 3)
+    geometry = (1, 1), (0, 0, 0, 0), (1, 1), 32
+    # In operators' arguments, too: files exported with the first version hold these names.
+    found = torch.ops.torchconv.conv2d(x, w, *geometry, f"cpu.portable.{old}")
+    assert torch.equal(found, torch.ops.torchconv.conv2d(x, w, *geometry, f"cpu.portable.{new}"))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401  (loads the libraries that _C needs)
+import torch  # loads the libraries that _C needs
 
 try:
     from torchconv import _C
@@ -19,6 +19,8 @@ from torchconv.implementations import Implementation, chosen, implementations, u
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, LazyConv1d, LazyConv2d, LazyConvTranspose2d
 from torchconv.pooling import AvgPool2d, MaxPool2d
 from torchconv.runtime import scratch_bytes
+
+_C.set_registered_kernels(getattr(torch.library, "_impls", None))
 
 __version__ = _C.build_info()["version"]
 __all__ = [

@@ -39,8 +39,8 @@ functorch_is_active = torch._C._are_functorch_transforms_active
 is_compiling = torch.compiler.is_compiling
 is_grad_enabled = torch.is_grad_enabled
 
-#: Each is true while something but autograd listens to the operators. Then calls have to go through the dispatcher.
-LISTENERS = (
+#: Each is true while something but autograd observes the operators. Calls then go through the dispatcher.
+OBSERVERS = (
     functorch_is_active,
     torch._C._len_torch_dispatch_stack,
     torch._C._is_torch_function_mode_enabled,
@@ -277,4 +277,4 @@ def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
 conv2d_bias_act, apply_bias_act = bias_act(ops.conv2d_bias_act.default, _C.conv2d_bias_act)
 
 
-_C.set_hooks(Tensor, torch.nn.Parameter, LISTENERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)
+_C.set_hooks(torch.nn.Parameter, OBSERVERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)

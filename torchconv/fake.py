@@ -1,7 +1,7 @@
 """Shapes, dtypes and strides of the operators' results without their data: for torch.compile, export and meta tensors.
 
-The rule is that of csrc/shape.cpp and csrc/operators.cpp; it stands here once more because sizes are numbers there, and
-may be symbols here. (64-bit overflow is left to them.)
+The rules are those of csrc/shape_check.cpp and csrc/operators.cpp. They are repeated because sizes may be
+symbols here, and are integers there. (Overflow of 64 bits is left to them.)
 """
 
 from __future__ import annotations

@@ -60,11 +60,11 @@ def conv2d(
     """
     name = "none" if activation is None else check_activation(activation, negative_slope)
     if not autograd.is_compiling():
-        eager = _C.eager_conv2d(
+        y = _C.call_conv2d(
             input, weight, bias, stride, padding, dilation, groups, name, negative_slope, choice.name
         )  # fmt: skip
-        if eager is not None:
-            return eager
+        if y is not None:
+            return y
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         return stand_in(
             conv2d, input, weight, bias, stride, padding, dilation, groups,

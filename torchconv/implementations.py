@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from warnings import warn
 
 from torch import Tensor
 
@@ -47,13 +48,21 @@ class Choice:
 choice = Choice()
 
 
+#: In `use`: the way around torch's dispatcher.
+FAST_PATH = "!fast_path"
+
+
 def named(name: str) -> list[str]:
     """The row of this name, or else all rows that have it as a part of theirs."""
     return [name] if name in ROWS else [row for row in ROWS if name and name in row]
 
 
 def checked(names: str) -> str:
-    """The same list of names, if `use` accepts it."""
+    """The same list of names, those of earlier versions replaced, if `use` accepts it."""
+    current = ",".join(map(_C.current_name, names.split(",")))
+    if current != names:
+        warn(f"implementations have new names: use {current!r} instead of {names!r}", FutureWarning, stacklevel=4)
+    names = current
     wanted = [name for name in names.split(",") if not name.startswith("!")]
     for name in wanted:
         if not named(name):
@@ -73,6 +82,10 @@ def use(*names: str) -> Iterator[None]:
     out all implementations with the rest in their name: `use("!winograd")` switches Winograd off. The environment
     variable TORCHCONV_USE, a list with commas, does the same for the whole process.
 
+    "!fast_path" sends every call through torch's dispatcher. Without it, calls with plain CPU tensors go around the
+    dispatcher while no dispatch mode, autocast, torch.func transform, tracer or profiler is active, and nobody has
+    registered a Python kernel for torchconv's operators. A kernel that was registered in C++ needs "!fast_path".
+
     The choice belongs to the call: the backward pass of what is called here runs on the same implementation, wherever
     it is started. (torch.utils.checkpoint calls again during backward, and that call has the choice of its own time.)
     A problem that no named implementation can do is an error. Like the flags of torch.backends, the choice holds for
@@ -81,11 +94,17 @@ def use(*names: str) -> Iterator[None]:
     Raises:
         ValueError: if a name is no part of the name of any implementation, or if none of them can run on this machine.
     """
-    before, choice.name = choice.name, checked(",".join(names))
+    rows = [name for name in names if name != FAST_PATH]
+    before = choice.name
+    if rows or not names:
+        choice.name = checked(",".join(rows))
+    fast = _C.set_fast_path(False) if FAST_PATH in names else None
     try:
         yield
     finally:
         choice.name = before
+        if fast is not None:
+            _C.set_fast_path(fast)
 
 
 def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
@@ -119,4 +138,4 @@ def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tupl
 
 
 if "TORCHCONV_USE" in os.environ:
-    choice.name = checked(os.environ["TORCHCONV_USE"])
+    use(*os.environ["TORCHCONV_USE"].split(",")).__enter__()

@@ -1,3 +1,4 @@
+// Queries the features in cpu_feature_table with CPUID and XGETBV. Other architectures than x86-64 report none.
 #include "cpu_features.h"
 
 #if defined(__x86_64__)
@@ -10,7 +11,7 @@ namespace {
 
 #if defined(__x86_64__)
 
-// The part of XCR0 that tells which registers the operating system saves; nothing if it does not say.
+// The low half of XCR0: the register state that the operating system saves. 0 if XGETBV is not enabled (OSXSAVE).
 uint32_t saved_registers() {
   constexpr uint32_t osxsave = 1u << 27;
   uint32_t eax, ebx, ecx, edx;
@@ -19,6 +20,7 @@ uint32_t saved_registers() {
   return eax;
 }
 
+// A feature counts only if CPUID reports it and the operating system saves its registers.
 CpuFeatures query() {
   const uint32_t saved = saved_registers();
   CpuFeatures found = 0;

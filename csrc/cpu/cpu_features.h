@@ -1,5 +1,5 @@
-// What the processor can do: every CPUID query, once. An instruction set names the features of its target region in the
-// compiler's words (targets/), and is available where all of them are.
+// CPU feature detection: the single table of CPUID queries. An instruction set lists the features of its target region
+// by their compiler names (targets/) and is available on machines that have all of them.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +10,16 @@ namespace torchconv::cpu {
 
 enum class CpuidRegister : uint8_t { eax, ebx, ecx, edx };
 
+// One CPU feature: its CPUID bit, and the register state that the operating system must save for it.
 struct CpuFeature {
-  std::string_view name;  // as in target("...") of GCC and Clang
+  std::string_view name;  // as spelled in GCC's and Clang's target("...")
   uint32_t leaf, subleaf;
   CpuidRegister in;
   int bit;
-  uint32_t state;  // bits of XCR0: the registers that the operating system must save
+  uint32_t state;  // required bits of XCR0; 0 if the feature uses no vector registers
 };
 
+// XCR0 bits. For ymm: SSE and AVX state. For zmm: also opmask, ZMM_Hi256 and Hi16_ZMM.
 constexpr uint32_t saves_ymm = 0x06, saves_zmm = 0xe6;
 
 inline constexpr CpuFeature cpu_feature_table[] = {
@@ -28,16 +30,17 @@ inline constexpr CpuFeature cpu_feature_table[] = {
     {"avx512bf16", 7, 1, CpuidRegister::eax, 5, saves_zmm},
 };
 
-// A set of features: bit i is entry i of the table.
+// A set of features: bit i stands for entry i of cpu_feature_table.
 using CpuFeatures = uint32_t;
 
+// The set that holds the feature called `name`.
 constexpr CpuFeatures cpu_feature(std::string_view name) {
   for (CpuFeatures i = 0; i < std::size(cpu_feature_table); ++i)
     if (cpu_feature_table[i].name == name) return CpuFeatures(1) << i;
-  throw "a feature that is not in the table";  // an error of compilation
+  throw "a feature that is not in the table";  // a compile error in a constant expression
 }
 
-// The features in a list with commas; none in an empty one.
+// The set of all features in a comma-separated list; empty for an empty list.
 constexpr CpuFeatures cpu_features_in(std::string_view names) {
   CpuFeatures features = 0;
   while (!names.empty()) {
@@ -48,7 +51,7 @@ constexpr CpuFeatures cpu_features_in(std::string_view names) {
   return features;
 }
 
-// What this machine has; queried once.
+// The features of this machine. They are queried on the first call and then cached.
 CpuFeatures cpu_features();
 
 }  // namespace torchconv::cpu

@@ -1,52 +1,50 @@
-// Loops over torch's own thread pool. The kernels see no more of torch than this, and its 16-bit numbers.
+// Parallel loops on torch's thread pool, and flushing of subnormals. The thread pool and the 16-bit dtypes are all that
+// the kernels use of torch.
 #pragma once
 
 #include <cstdint>
 
-#if defined(__SSE__)
-#include <xmmintrin.h>
-#endif
-
 namespace torchconv::cpu {
 
-// A second thread is woken only for more than this many multiplications: below, waking it costs more than it brings.
+// Multiplications per thread. A loop with fewer than this runs on the calling thread alone, since waking a second
+// thread would cost more than it saves.
 constexpr double work_per_thread = 1 << 15;
 
+// The number of threads in torch's pool.
 int64_t thread_count();
 
-// Of the loops that this thread has begun, the one with the most work, for those who ask how well it can be shared.
+// The loop with the most work that this thread has started. Benchmarks read it to see how well a call parallelizes.
 struct HeaviestLoop {
-  int64_t units = 0;
-  double work = 0;  // of all units, in multiplications
+  int64_t tasks = 0;
+  double work = 0;  // of all tasks, in multiplications
 };
 
 inline thread_local HeaviestLoop heaviest_loop;
 
-// Calls call(body, i) once for each i in [0, units), as parallel_for.
-void run_parallel(int64_t units, double work, void (*call)(const void* body, int64_t i), const void* body);
+// Whether subnormals count as zeros within a loop.
+enum class Subnormals : uint8_t { flush, keep };
 
-// Calls body(i) once for each i in [0, units); `work` is the cost of one unit in multiplications (a double: it is an
-// estimate, and cannot overflow). Each thread begins with a range of its own, the same in every loop, so that what it
-// reads is where it left it; when done, it helps the others, so that a thread that is held up elsewhere delays no one.
-// Which thread runs a unit never changes its result.
+// The type-erased form of parallel_for: calls call(body, i) once for each i in [0, tasks).
+void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i), const void* body,
+                  Subnormals subnormals);
+
+// Calls body(i) once for each i in [0, tasks). `work` is the estimated cost of one task in multiplications, a double so
+// that it cannot overflow.
+//
+// Each thread starts with a contiguous range of tasks, the same in every loop, so that its data may still be in its
+// core's cache. A thread that has finished its range takes tasks from the others, so that a thread preempted by the
+// operating system does not delay the loop. The result of a task does not depend on the thread that runs it.
+//
+// Subnormals are flushed unless the caller keeps them: they make a multiplication up to a hundred times slower.
 template <class Body>
-void parallel_for(int64_t units, double work, const Body& body) {
-  run_parallel(units, work, [](const void* body, int64_t i) { (*static_cast<const Body*>(body))(i); }, &body);
+void parallel_for(int64_t tasks, double work, Subnormals subnormals, const Body& body) {
+  const auto call = [](const void* body, int64_t i) { (*static_cast<const Body*>(body))(i); };
+  run_parallel(tasks, work, call, &body, subnormals);
 }
 
-// While it lives, subnormal numbers count as zeros on this thread: they make a multiplication up to a hundred times
-// slower.
-class FlushSubnormals {
-#if defined(__SSE__)
- public:
-  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushSubnormals() { _mm_setcsr(before_); }
-  FlushSubnormals(const FlushSubnormals&) = delete;
-  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
- private:
-  unsigned before_;
-#endif
-};
+template <class Body>
+void parallel_for(int64_t tasks, double work, const Body& body) {
+  parallel_for(tasks, work, Subnormals::flush, body);
+}
 
 }  // namespace torchconv::cpu

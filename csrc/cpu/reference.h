@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../implementation.h"
+#include "../registry.h"
 
 namespace torchconv::cpu {
 

@@ -1,3 +1,4 @@
+// The per-thread regions behind Scratch, and the counters of touched and needed bytes.
 #include "scratch.h"
 
 #include <atomic>
@@ -14,11 +15,13 @@ namespace {
 
 std::atomic<size_t> touched{0};
 
-// Since the last call of take_scratch_need, the `epoch`th.
+// `needed` counts since the last call of take_scratch_need; `epoch` counts those calls.
 std::atomic<size_t> needed{0}, epoch{0};
 
 constexpr size_t huge_page = size_t(2) << 20;
 
+// One thread's region. `used` is the top of the stack, `most` its highest value so far, `need` its highest value in
+// `epoch`; all three are byte offsets from `base`.
 struct Region {
   char* base = nullptr;
   size_t used = 0, most = 0;
@@ -26,7 +29,7 @@ struct Region {
 
   void reserve() {
 #if defined(__linux__)
-    // Addresses only: the system gives a page when it is first written to, a huge one if it can.
+    // Reserves address space only. The kernel supplies a page on the first write, a huge page where it can.
     void* mapped = mmap(nullptr, scratch_per_thread + huge_page, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();

@@ -1,6 +1,6 @@
-// The kernels' working memory: one region of addresses per thread, taken once, touched page by page as it is needed and
-// used again by every later call. Nothing grows with the number of shapes, and no page is touched for the first time
-// twice.
+// Scratch memory of the CPU kernels. Each thread reserves one region of address space, touches its pages as they are
+// needed and reuses them in every later call. Memory use does not grow with the number of shapes, and a page causes at
+// most one page fault.
 #pragma once
 
 #include <cstddef>
@@ -8,17 +8,18 @@
 
 namespace torchconv::cpu {
 
-// What one thread may hold. Plans stay below: see the bounds in the kernels.
+// The size of one thread's region in bytes. The kernels bound their plans to stay below it.
 constexpr size_t scratch_per_thread = size_t(32) << 20;
 
-// Bytes touched so far by all threads that are alive.
+// Bytes touched so far, summed over all live threads.
 size_t scratch_bytes();
 
-// Bytes that all threads have needed since the last call: the sum of what each one held at its most.
+// Bytes needed since the previous call of this function: the peak use of each thread, summed over the threads.
 size_t take_scratch_need();
 
-// A stack of the calling thread's memory; what a Scratch has handed out is free again when it dies. Throws
-// std::bad_alloc if the system refuses the memory.
+// Stack allocation from the calling thread's region. The destructor frees everything that the object has handed out, so
+// objects must be destroyed in reverse order of construction. take() throws std::bad_alloc if the region is full or
+// cannot be reserved.
 class Scratch {
  public:
   Scratch();
@@ -26,7 +27,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // `count` elements, aligned to 64 bytes, with at least 256 readable bytes behind them. Not initialized.
+  // `count` uninitialized elements, aligned to 64 bytes and followed by at least 256 readable bytes.
   template <class T>
   T* take(int64_t count) {
     return static_cast<T*>(bytes(size_t(count) * sizeof(T)));

@@ -1,9 +1,9 @@
-// The current stream and scratch memory as torch has them, by functions of its C interface
-// (torch/csrc/inductor/aoti_torch/c/shim.h). They are not linked, but looked up in the library that torch has loaded:
-// so the extension loads beside a torch for the CPU alone, too.
+// The current stream and scratch memory, from torch's C interface (torch/csrc/inductor/aoti_torch/c/shim.h). Its
+// functions are not linked but looked up at run time in the libtorch_cuda.so that torch has loaded, so that the
+// extension also loads beside a CPU-only build of torch.
 #include "device.h"
 #include "launch.cuh"
-#include "rows.cuh"
+#include "registry.cuh"
 
 #include <dlfcn.h>
 
@@ -15,9 +15,9 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(error));
 }
 
-// A function of torch's that returns 0 if all is well.
+// Looks up a function of torch's C interface. It returns 0 on success.
 template <class... Arguments>
-auto torchs(const char* name) {
+auto torch_symbol(const char* name) {
   void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   void* function = library ? dlsym(library, name) : nullptr;
   if (!function) throw std::runtime_error(std::string("this torch has no ") + name);
@@ -27,7 +27,7 @@ auto torchs(const char* name) {
 }  // namespace
 
 void* current_stream() {
-  static const auto get = torchs<int32_t, void**>("aoti_torch_get_current_cuda_stream");
+  static const auto get = torch_symbol<int32_t, void**>("aoti_torch_get_current_cuda_stream");
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   void* stream = nullptr;
@@ -36,14 +36,14 @@ void* current_stream() {
 }
 
 Scratch::Scratch(int64_t bytes) {
-  static const auto allocate = torchs<uint64_t, void**>("aoti_torch_cuda_caching_allocator_raw_alloc");
+  static const auto allocate = torch_symbol<uint64_t, void**>("aoti_torch_cuda_caching_allocator_raw_alloc");
   if (bytes > 0 && allocate(bytes, &data_) != 0)
     throw std::runtime_error("cannot allocate " + std::to_string(bytes) + " bytes of scratch memory on the GPU");
 }
 
 Scratch::~Scratch() {
   if (!data_) return;
-  static const auto free = torchs<void*>("aoti_torch_cuda_caching_allocator_raw_delete");
+  static const auto free = torch_symbol<void*>("aoti_torch_cuda_caching_allocator_raw_delete");
   free(data_);
 }
 

@@ -1,14 +1,16 @@
-// What the code above the kernels needs of CUDA; no CUDA header. A build without CUDA has it, too: not_built.cpp.
+// The interface of the CUDA kernels to the rest of the library. It includes no CUDA header; not_built.cpp implements it
+// in builds without CUDA.
 #pragma once
 
-#include "../implementation.h"
+#include "../registry.h"
 
 #include <string>
 
 namespace torchconv::cuda {
 
-std::vector<Implementation> rows();  // none in a build without CUDA
+std::vector<Implementation> all_implementations();  // empty in a build without CUDA
 
-std::string version();  // of the toolkit, and the architectures: "13.0 (sm_80, sm_90)"; "no" without CUDA
+// The version of the CUDA toolkit and the architectures built for, as in "13.0 (sm_80, sm_90)". "no" without CUDA.
+std::string version();
 
 }  // namespace torchconv::cuda

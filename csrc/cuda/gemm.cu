@@ -1,53 +1,59 @@
-// cuda.sm80.gemm: which kernel of gemm.cuh and gemm_weight.cuh a problem gets, and its launch.
+// cuda.sm80.gemm: selects and launches the kernels of gemm.cuh and gemm_grad_weight.cuh, and states what they support.
 #include "../correlation.h"
 #include "gemm.cuh"
-#include "gemm_weight.cuh"
+#include "gemm_grad_weight.cuh"
 #include "launch.cuh"
-#include "rows.cuh"
+#include "registry.cuh"
 
 namespace torchconv::cuda {
 
 namespace {
 
-constexpr int64_t blocks_of_device = 132;  // about as many as run at a time; a constant, lest results depend on it
+// Roughly the number of thread blocks that fill the device (an H100 has 132 SMs). It is a constant rather than a query
+// so that results do not depend on the device.
+constexpr int64_t full_grid = 132;
 
-// Packed weights have lines of zeros. Problems that would have many are left to others.
-constexpr int64_t most_zeros = 16 << 20;
+// Packed weights are zero-padded. Problems whose packed weights exceed twice the weights plus this number of elements
+// are left to other implementations.
+constexpr int64_t max_zeros = 16 << 20;
 
+// Packs the weights and runs one correlation with tiles of BN output channels.
 template <class Math, template <class> class Reader, int BN>
-void launch_correlate(const Correlation& conv, Product product, const typename Math::Number* x,
-                      const typename Math::Number* w, typename Math::Number* y) {
-  using T = typename Math::Number;
-  product.packed_rows = divide_up(product.K, BN) * BN;
-  product.packed_columns = divide_up(product.x.width(), depth<T>) * depth<T>;
+void launch_correlate(const Correlation& conv, CorrelateParams product, const typename Math::Element* x,
+                      const typename Math::Element* w, typename Math::Element* y) {
+  using T = typename Math::Element;
+  product.packed_rows = ceil_div(product.K, BN) * BN;
+  product.packed_columns = ceil_div(product.x.width(), depth<T>) * depth<T>;
   const Scratch packed(product.packed_size() * sizeof(T)), taps(product.tap_count<T>() * sizeof(Tap));
-  launch("pack_weights", conv, pack_weights<T>,
-         std::min(divide_up(product.packed_size(), threads), 8 * blocks_of_device), threads, 0, product, w,
-         packed.as<T>(), taps.as<Tap>());
+  launch("pack_weights", conv, pack_weights<T>, std::min(ceil_div(product.packed_size(), threads), 8 * full_grid),
+         threads, 0, product, w, packed.as<T>(), taps.as<Tap>());
   launch("correlate", conv, correlate<Math, Reader, BN>,
-         divide_up(product.pixels, tile_rows) * (product.packed_rows / BN) * product.groups, threads,
+         ceil_div(product.pixels, tile_rows) * (product.packed_rows / BN) * product.groups, threads,
          Shared<Math, BN>::bytes, product, x, packed.as<T>(), taps.as<Tap>(), y);
 }
 
+// Selects BN, the output channels per thread block: 32, 64 or 128. 128 only if the grid still fills the device, and not
+// for float64.
 template <class Math, template <class> class Reader>
-void choose_width(const Correlation& conv, const Product& product, const typename Math::Number* x,
-                  const typename Math::Number* w, typename Math::Number* y) {
-  const int64_t tiles = divide_up(product.pixels, tile_rows) * product.groups;
-  const bool wide = product.K > 64 && tiles * divide_up(product.K, 128) >= blocks_of_device;
+void choose_width(const Correlation& conv, const CorrelateParams& product, const typename Math::Element* x,
+                  const typename Math::Element* w, typename Math::Element* y) {
+  const int64_t tiles = ceil_div(product.pixels, tile_rows) * product.groups;
+  const bool wide = product.K > 64 && tiles * ceil_div(product.K, 128) >= full_grid;
   if (product.K <= 32) return launch_correlate<Math, Reader, 32>(conv, product, x, w, y);
-  if constexpr (sizeof(typename Math::Number) < 8)
+  if constexpr (sizeof(typename Math::Element) < 8)
     if (wide) return launch_correlate<Math, Reader, 128>(conv, product, x, w, y);
   launch_correlate<Math, Reader, 64>(conv, product, x, w, y);
 }
 
+// Runs the correlations that make up forward or grad_input, one after the other.
 template <class Math>
 void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y_, const Epilogue& epilogue) {
-  using T = typename Math::Number;
+  using T = typename Math::Element;
   for (const Part& part : parts) {
     const Correlation& conv = part.conv;
     const auto *x = static_cast<const T*>(x_), *w = static_cast<const T*>(w_) + part.w_offset;
     T* y = static_cast<T*>(y_) + part.y_offset;
-    Product product{};
+    CorrelateParams product{};
     product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
     product.P = conv.rows.out, product.Q = conv.cols.out, product.K = conv.K_per_group(), product.groups = conv.groups;
     product.pixels = conv.N * conv.rows.out * conv.cols.out;
@@ -57,41 +63,45 @@ void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y
     if (has_vectors<T>(x, conv.x, product.x.C))
       choose_width<Math, VectorReader>(conv, product, x, w, y);
     else
-      choose_width<Math, NumberReader>(conv, product, x, w, y);
+      choose_width<Math, ScalarReader>(conv, product, x, w, y);
   }
 }
 
+// Splits the pixels into chunks (split-K), accumulates each chunk in separate thread blocks and reduces the chunks.
 template <class Math, bool y_vectors, bool x_vectors, int BN>
-void launch_weight(const Conv& conv, WeightProduct product, const typename Math::Number* x,
-                   const typename Math::Number* y, typename Math::Number* w) {
-  using T = typename Math::Number;
-  using Sum = typename Math::Sum;
-  product.rows = divide_up(product.y.C, tile_rows), product.columns = divide_up(product.x.width(), BN);
+void launch_weight(const Conv& conv, GradWeightParams product, const typename Math::Element* x,
+                   const typename Math::Element* y, typename Math::Element* w) {
+  using T = typename Math::Element;
+  using Acc = typename Math::Acc;
+  product.rows = ceil_div(product.y.C, tile_rows), product.columns = ceil_div(product.x.width(), BN);
   const int64_t tiles = int64_t(product.rows) * product.columns * product.groups;
 
-  // Enough chunks to fill the device and to keep sums short; few enough that their sums take 64 MiB at most, or as much
-  // as one copy of the weights. Each of them, whole tiles of pixels.
-  constexpr int64_t longest = 1 << 15, most_bytes = 64 << 20;
-  const int64_t wanted = std::max(divide_up(2 * blocks_of_device, tiles), divide_up(product.pixel_count, longest));
-  const int64_t most = std::max<int64_t>(1, most_bytes / int64_t(sizeof(Sum)) / product.sums_per_chunk());
-  const int64_t pieces = divide_up(product.pixel_count, 8 * depth<T>);
-  product.chunk_pixels = divide_up(pieces, std::min({wanted, most, pieces})) * 8 * depth<T>;
-  product.chunks = divide_up(product.pixel_count, product.chunk_pixels);
+  // Enough chunks to fill the device twice and to accumulate at most `longest` pixels at a time, but not so many that
+  // their accumulators take more than 64 MiB; a single chunk, one copy of the weights, is always allowed. The size of a
+  // chunk is a multiple of 8 tiles.
+  constexpr int64_t longest = 1 << 15, max_bytes = 64 << 20;
+  const int64_t wanted = std::max(ceil_div(2 * full_grid, tiles), ceil_div(product.pixel_count, longest));
+  const int64_t most = std::max<int64_t>(1, max_bytes / int64_t(sizeof(Acc)) / product.sums_per_chunk());
+  const int64_t pieces = ceil_div(product.pixel_count, 8 * depth<T>);
+  product.chunk_pixels = ceil_div(pieces, std::min({wanted, most, pieces})) * 8 * depth<T>;
+  product.chunks = ceil_div(product.pixel_count, product.chunk_pixels);
 
-  const Scratch sums(product.chunks * product.sums_per_chunk() * sizeof(Sum));
+  const Scratch sums(product.chunks * product.sums_per_chunk() * sizeof(Acc));
   launch("correlate_weight", conv, correlate_weight<Math, y_vectors, x_vectors, BN>, tiles * product.chunks, threads,
-         stages * (Columns<T, tile_rows>::bytes() + Columns<T, BN>::bytes()), product, y, x, sums.as<Sum>());
-  launch("add_chunks", conv, add_chunks<T, Sum>,
-         std::min(divide_up(product.sums_per_chunk(), threads), 8 * blocks_of_device), threads, 0, product,
-         static_cast<const Sum*>(sums.as<Sum>()), w);
+         stages * (LineMajorTile<T, tile_rows>::bytes() + LineMajorTile<T, BN>::bytes()), product, y, x,
+         sums.as<Acc>());
+  launch("reduce_chunks", conv, reduce_chunks<T, Acc>,
+         std::min(ceil_div(product.sums_per_chunk(), threads), 8 * full_grid), threads, 0, product,
+         static_cast<const Acc*>(sums.as<Acc>()), w);
 }
 
+// Sets up the problem of grad_weight. y is gathered with one-tap windows, that is, as the matrix [pixels, K].
 template <class Math>
 void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) {
-  using T = typename Math::Number;
+  using T = typename Math::Element;
   const auto *x = static_cast<const T*>(x_), *y = static_cast<const T*>(y_);
   auto* w = static_cast<T*>(w_);
-  WeightProduct product{};
+  GradWeightParams product{};
   const Axis rows{conv.rows.out, 1, conv.rows.out, 1, 1, 0}, cols{conv.cols.out, 1, conv.cols.out, 1, 1, 0};
   product.y = gather(rows, cols, conv.K_per_group(), conv.y);
   product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
@@ -107,7 +117,7 @@ void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) 
   launch_weight<Math, false, false, BN>(conv, product, x, y, w);
 }
 
-// Calls body.template operator()<Math>() for the problem's dtype.
+// Calls body.template operator()<Math>() with the tile arithmetic for the problem's dtype and TF32 setting.
 template <class Body>
 void with_math(const Conv& conv, const Body& body) {
   switch (conv.dtype) {
@@ -132,21 +142,23 @@ void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
   with_math(conv, [&]<class Math>() { grad_weight_of<Math>(conv, x, y, w); });
 }
 
+// 32-bit sizes, at most 64 stride phases, grids below max_blocks thread blocks, and packed weights of bounded size. The
+// estimates are in double, so that they cannot overflow.
 bool supports(const Conv& conv, Op op) {
   if (!fits(conv) || is_empty(conv) || (op == Op::grad_input && grad_input_phases(conv) > 64)) return false;
   const double taps = double(conv.rows.kernel) * conv.cols.kernel, C = conv.C_per_group(), K = conv.K_per_group();
   if (op == Op::grad_weight) {
     const double outputs = double(conv.N) * conv.rows.out * conv.cols.out;
     return outputs < 1 << 30 &&
-           (outputs / 512 + 1) * conv.groups * divide_up(K, tile_rows) * divide_up(taps * C, 64) < most_blocks;
+           (outputs / 512 + 1) * conv.groups * ceil_div(K, tile_rows) * ceil_div(taps * C, 64) < max_blocks;
   }
   const bool forward = op == Op::forward;
   const double in = forward ? C : K, out = forward ? K : C;
-  const double packed = conv.groups * divide_up(out, 32) * 32.0 * (taps * in + 32);
+  const double packed = conv.groups * ceil_div(out, 32) * 32.0 * (taps * in + 32);
   const double pixels =
       double(conv.N) * (forward ? conv.rows.out : conv.rows.in) * (forward ? conv.cols.out : conv.cols.in);
-  return packed <= 2 * taps * conv.C * K + most_zeros &&
-         (pixels / tile_rows + 1) * divide_up(out, 32) * conv.groups < most_blocks;
+  return packed <= 2 * taps * conv.C * K + max_zeros &&
+         (pixels / tile_rows + 1) * ceil_div(out, 32) * conv.groups < max_blocks;
 }
 
 bool suits(const Conv&, Op) { return true; }

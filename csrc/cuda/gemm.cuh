@@ -1,50 +1,54 @@
-// The convolution as an implicit matrix product: y [pixels, K] = x, gathered [pixels, R S C] times w [R S C, K].
+// Correlation (forward and grad_input) as an implicit matrix product: y [pixels, K] = im2col(x) [pixels, R S C] times
+// w [R S C, K], one product per group.
 //
-// A block makes 128 pixels x BN channels. Its two tiles of 64 bytes of the reduction go through a ring of stages in
-// shared memory, filled by cp.async while earlier ones are multiplied. The weights come packed, [channel][r s c].
+// A thread block computes 128 pixels x BN output channels. Its two operand tiles, 64 bytes of the reduction each, pass
+// through a ring of shared-memory stages that cp.async fills while earlier stages are multiplied. The weights are
+// packed beforehand as [group][output channel][r s c].
 #pragma once
 
 #include "../epilogue.h"
-#include "math.cuh"
-#include "problem.cuh"
+#include "tile_math.cuh"
+#include "geometry.cuh"
 
 namespace torchconv::cuda {
 
-constexpr int stages = 4;
+constexpr int stages = 4;  // of the shared-memory ring
 
-// A correlation (see ../correlation.h) and how its weights are packed.
-struct Product {
-  Gather x;  // strides of w as they are, of the packing alone
-  int P, Q, K, groups;
-  int64_t pixels;
-  Strides y, w;
+// A correlation (see ../correlation.h) and the layout of its packed weights.
+struct CorrelateParams {
+  Gather x;
+  int P, Q, K, groups;  // K: output channels per group
+  int64_t pixels;       // N P Q
+  Strides y, w;         // w: of the unpacked weights; only pack_weights reads it
   int64_t w_group;
-  int64_t packed_rows, packed_columns;  // of a group: multiples of BN and of the depth
-  bool y_vectors;
+  int64_t packed_rows, packed_columns;  // per group: K and R S C, padded to multiples of BN and depth
+  bool y_vectors;                       // whether y can be written in 16-byte vectors of channels
   Epilogue epilogue;
 
   HOST_DEVICE int64_t packed_size() const { return groups * packed_rows * packed_columns; }
-  // Of a list that has one tap for each packed column, and a tile of them behind.
+  // The length of the tap list: one tap per packed column, and one more tile for the prefetch past the end.
   template <class T>
   HOST_DEVICE int64_t tap_count() const {
     return packed_columns + depth<T>;
   }
 };
 
-// Which pixels, channels and group a block makes. Blocks of the same pixels follow one another: they read them from L2.
-struct Place {
+// The first pixel and the first output channel of a thread block's tile, and its group. Thread blocks with the same
+// pixels have consecutive numbers, so that they share x in L2.
+struct BlockTile {
   int64_t pixel;
   int channel, group;
 };
 
 template <int BN>
-DEVICE Place place(const Product& product) {
+DEVICE BlockTile place(const CorrelateParams& product) {
   const int64_t column = blockIdx.x % (product.packed_rows / BN * product.groups);
   return {blockIdx.x / (product.packed_rows / BN * product.groups) * tile_rows,
           int(column % (product.packed_rows / BN)) * BN, int(column / (product.packed_rows / BN))};
 }
 
-// The first element of the window of a pixel.
+// The first element of a pixel's window: its position and its offset in x, in elements. Pixels beyond the last get a
+// position outside the input.
 struct Window {
   int h, w;
   int64_t offset;
@@ -56,13 +60,13 @@ DEVICE Window window(const Gather& x, int64_t pixel, int64_t pixels, int P, int 
   return {h, w, pixel / Q / P * x.x.n + h * x.x.h + w * x.x.w};
 }
 
-// Fills tiles of x with vectors of channels: neighbouring threads take the vectors of one pixel.
+// Fills tiles of x with 16-byte vectors of channels by cp.async. Adjacent threads copy the vectors of one pixel.
 template <class T>
 class VectorReader {
   static constexpr int count = tile_rows * 4 / threads;
 
  public:
-  DEVICE VectorReader(const Product& product, const T* x, const Tap* taps, const Place& place)
+  DEVICE VectorReader(const CorrelateParams& product, const T* x, const Tap* taps, const BlockTile& place)
       : product_(product),
         x_(x + int64_t(place.group) * product.x.C * product.x.x.c),
         taps_(taps + threadIdx.x % 4 * vector_size<T>),
@@ -71,8 +75,8 @@ class VectorReader {
       windows_[i] = window(product.x, place.pixel + row(i), product.pixels, product.P, product.Q);
   }
 
-  // The next tile. Its tap was read a tile before.
-  DEVICE void begin(const Lines<T>& tile) {
+  // Starts the copy of the next tile. Its tap was prefetched with the tile before.
+  DEVICE void begin(const KMajorTile<T>& tile) {
     UNROLL (int i = 0; i < count; ++i) {
       const Window& at = windows_[i];
       ptx::copy_async(tile.vector(row(i), threadIdx.x % 4), x_ + at.offset + tap_.offset,
@@ -81,34 +85,34 @@ class VectorReader {
     taps_ += depth<T>;
     tap_ = *taps_;
   }
-  DEVICE void end(const Lines<T>&) {}
+  DEVICE void end(const KMajorTile<T>&) {}
 
  private:
   DEVICE static int row(int i) { return threadIdx.x / 4 + i * (threads / 4); }
 
-  const Product& product_;
+  const CorrelateParams& product_;
   const T* x_;
   const Tap* taps_;
   Tap tap_;
   Window windows_[count];
 };
 
-// The same element by element, for any layout and number of channels: neighbouring threads take neighbouring pixels,
-// and all of a warp the same tap.
-// The elements wait in registers while the tile before them is multiplied.
+// Fills tiles of x by scalar loads, for any layout and number of channels. Adjacent threads load adjacent pixels, and
+// all threads of a warp the same tap. begin() loads a tile into registers and end() stores it to shared memory, so that
+// the loads overlap with the multiplication of an earlier tile.
 template <class T>
-class NumberReader {
+class ScalarReader {
   static constexpr int count = tile_rows * 4 / threads, V = vector_size<T>;
 
  public:
-  DEVICE NumberReader(const Product& product, const T* x, const Tap* taps, const Place& place)
+  DEVICE ScalarReader(const CorrelateParams& product, const T* x, const Tap* taps, const BlockTile& place)
       : product_(product), taps_(taps + vector(0) * V) {
     const Window at = window(product.x, place.pixel + threadIdx.x % tile_rows, product.pixels, product.P, product.Q);
     h_ = at.h, w_ = at.w;
     first_ = x + int64_t(place.group) * product.x.C * product.x.x.c + at.offset;
   }
 
-  DEVICE void begin(const Lines<T>&) {
+  DEVICE void begin(const KMajorTile<T>&) {
     UNROLL (int i = 0; i < count; ++i)
       UNROLL (int e = 0; e < V; ++e) {
         const Tap tap = taps_[i * step * V + e];
@@ -116,7 +120,7 @@ class NumberReader {
       }
     taps_ += depth<T>;
   }
-  DEVICE void end(const Lines<T>& tile) {
+  DEVICE void end(const KMajorTile<T>& tile) {
     UNROLL (int i = 0; i < count; ++i)
       *reinterpret_cast<Held*>(tile.vector(threadIdx.x % tile_rows, vector(i))) = held_[i];
   }
@@ -128,23 +132,23 @@ class NumberReader {
   static constexpr int step = threads / tile_rows;
   DEVICE static int vector(int i) { return threadIdx.x / tile_rows + i * step; }
 
-  const Product& product_;
+  const CorrelateParams& product_;
   const Tap* taps_;
   const T* first_;
   int h_, w_;
   Held held_[count];
 };
 
-// Fills tiles of packed weights.
+// Fills tiles of packed weights with 16-byte vectors by cp.async.
 template <class T, int BN>
 class WeightReader {
  public:
-  DEVICE WeightReader(const Product& product, const T* packed, const Place& place)
+  DEVICE WeightReader(const CorrelateParams& product, const T* packed, const BlockTile& place)
       : product_(product),
         from_(packed + (place.group * product.packed_rows + place.channel + threadIdx.x / 4) * product.packed_columns +
               threadIdx.x % 4 * vector_size<T>) {}
 
-  DEVICE void begin(const Lines<T>& tile) {
+  DEVICE void begin(const KMajorTile<T>& tile) {
     UNROLL (int i = 0; i < count; ++i) {
       const int line = threadIdx.x / 4 + i * (threads / 4);
       if (BN >= threads / 4 || line < BN)
@@ -156,20 +160,22 @@ class WeightReader {
  private:
   static constexpr int count = (BN * 4 + threads - 1) / threads;
 
-  const Product& product_;
+  const CorrelateParams& product_;
   const T* from_;
 };
 
-// Writes the sums of a block, which wait in shared memory: [pixel][channel].
-template <class T, class Sum, int BN>
-DEVICE void store(const Product& product, const Place& place, const Sum* sums, int pitch, const int64_t* offsets,
-                  T* y) {
+// Applies the epilogue to the accumulators of a thread block and writes them to y. `sums` is the staging buffer in
+// shared memory, [pixel][channel] with `pitch` elements per pixel. `offsets` has each pixel's offset in y, -1 beyond
+// the last.
+template <class T, class Acc, int BN>
+DEVICE void store(const CorrelateParams& product, const BlockTile& place, const Acc* sums, int pitch,
+                  const int64_t* offsets, T* y) {
   const int channels = min(BN, product.K - place.channel), first = place.group * product.K + place.channel;
   const Epilogue& epilogue = product.epilogue;
   const auto* bias = static_cast<const T*>(epilogue.bias);
-  const auto finish = [&](Sum sum, int channel) {
-    const Sum b = bias ? Sum(bias[(first + channel) * epilogue.bias_stride]) : Sum(0);
-    return T(activate(epilogue.activation, sum + b, Sum(epilogue.slope)));
+  const auto finish = [&](Acc sum, int channel) {
+    const Acc b = bias ? Acc(bias[(first + channel) * epilogue.bias_stride]) : Acc(0);
+    return T(activate(epilogue.activation, sum + b, Acc(epilogue.slope)));
   };
   constexpr int V = vector_size<T>;
   struct alignas(16) Vector {
@@ -185,7 +191,7 @@ DEVICE void store(const Product& product, const Place& place, const Sum* sums, i
     }
     return;
   }
-  // Neighbouring threads take what lies together in memory.
+  // Adjacent threads write adjacent channels or adjacent pixels, whichever are contiguous in y.
   const bool by_channels = product.y.c == 1;
   for (int i = threadIdx.x; i < tile_rows * BN; i += threads) {
     const int row = by_channels ? i / BN : i % tile_rows, channel = by_channels ? i % BN : i / tile_rows;
@@ -194,26 +200,28 @@ DEVICE void store(const Product& product, const Place& place, const Sum* sums, i
   }
 }
 
+// The shared memory of `correlate` in bytes: the ring of stages, reused as the staging buffer of the accumulators.
 template <class Math, int BN>
 struct Shared {
-  using T = typename Math::Number;
-  static constexpr int x_bytes = Lines<T>::bytes(tile_rows), stage_bytes = x_bytes + Lines<T>::bytes(BN);
-  static constexpr int most_pitch = BN + 4;
-  static constexpr int bytes = std::max(stages * stage_bytes, tile_rows * most_pitch * int(sizeof(typename Math::Sum)));
+  using T = typename Math::Element;
+  static constexpr int x_bytes = KMajorTile<T>::bytes(tile_rows), stage_bytes = x_bytes + KMajorTile<T>::bytes(BN);
+  static constexpr int max_pitch = BN + 4;  // of the staging buffer, in accumulators
+  static constexpr int bytes = std::max(stages * stage_bytes, tile_rows * max_pitch * int(sizeof(typename Math::Acc)));
 };
 
+// Computes one tile of y: 128 pixels x BN output channels of one group.
 template <class Math, template <class> class Reader, int BN>
 KERNEL(threads, Math::blocks)
-correlate(const Product product, const typename Math::Number* x, const typename Math::Number* packed, const Tap* taps,
-          typename Math::Number* y) {
-  using T = typename Math::Number;
-  using Sum = typename Math::Sum;
+correlate(const CorrelateParams product, const typename Math::Element* x, const typename Math::Element* packed,
+          const Tap* taps, typename Math::Element* y) {
+  using T = typename Math::Element;
+  using Acc = typename Math::Acc;
   using Shared = cuda::Shared<Math, BN>;
   using Part = WarpTile<BN>;
   SHARED_MEMORY(memory);
-  SHARED int64_t offsets[tile_rows];  // of y, or -1
+  SHARED int64_t offsets[tile_rows];  // of the pixels in y, or -1
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Place at = place<BN>(product);
+  const BlockTile at = place<BN>(product);
   for (int row = threadIdx.x; row < tile_rows; row += threads) {
     const int64_t pixel = at.pixel + row;
     offsets[row] = pixel >= product.pixels
@@ -224,9 +232,11 @@ correlate(const Product product, const typename Math::Number* x, const typename 
 
   Reader<T> reader(product, x, taps, at);
   WeightReader<T, BN> weights(product, packed, at);
-  const auto x_tile = [&](int stage) { return Lines<T>{reinterpret_cast<T*>(memory + stage * Shared::stage_bytes)}; };
+  const auto x_tile = [&](int stage) {
+    return KMajorTile<T>{reinterpret_cast<T*>(memory + stage * Shared::stage_bytes)};
+  };
   const auto w_tile = [&](int stage) {
-    return Lines<T>{reinterpret_cast<T*>(memory + stage * Shared::stage_bytes + Shared::x_bytes)};
+    return KMajorTile<T>{reinterpret_cast<T*>(memory + stage * Shared::stage_bytes + Shared::x_bytes)};
   };
   const int steps = product.packed_columns / depth<T>;
   const auto begin = [&](int step) {
@@ -240,10 +250,10 @@ correlate(const Product product, const typename Math::Number* x, const typename 
   };
 
   for (int step = 0; step < stages - 1; ++step) begin(step), end(step);
-  typename Math::template Sums<Part::rows> sums{};
+  typename Math::template AccTile<Part::rows> sums{};
   for (int step = 0; step < steps; ++step) {
     ptx::wait_copies<stages - 2>();
-    __syncthreads();  // this tile is there, and the one before it is no longer read
+    __syncthreads();  // this step's tile has arrived, and no warp still reads the previous one
     begin(step + stages - 1);
     Math::multiply(sums, x_tile(step % stages), Part::row(warp), w_tile(step % stages), Part::column(warp), lane);
     end(step + stages - 1);
@@ -251,20 +261,21 @@ correlate(const Product product, const typename Math::Number* x, const typename 
   ptx::wait_copies<0>();
   __syncthreads();
 
-  // Pitches that keep the threads of `store` on different banks.
-  auto* waiting = reinterpret_cast<Sum*>(memory);
-  const int pitch = product.y.c == 1 ? Shared::most_pitch : BN + 1;
-  Math::template each<Lines<T>>(sums, lane, [&](int row, int column, Sum sum) {
-    waiting[(Part::row(warp) + row) * pitch + Part::column(warp) + column] = sum;
+  // The ring becomes the staging buffer. Its pitch keeps the threads of a warp in `store` on different banks.
+  auto* staging = reinterpret_cast<Acc*>(memory);
+  const int pitch = product.y.c == 1 ? Shared::max_pitch : BN + 1;
+  Math::template each<KMajorTile<T>>(sums, lane, [&](int row, int column, Acc sum) {
+    staging[(Part::row(warp) + row) * pitch + Part::column(warp) + column] = sum;
   });
   __syncthreads();
-  store<T, Sum, BN>(product, place<BN>(product), waiting, pitch, offsets, y);  // not `at`: that took registers
+  store<T, Acc, BN>(product, place<BN>(product), staging, pitch, offsets, y);  // keeping `at` would cost registers
 }
 
-// packed[group][channel][r s c], with zeros around; and the taps of its columns.
+// Writes packed[group][output channel][r s c], zero-padded to packed_rows x packed_columns per group, and the list of
+// the taps of its columns.
 template <class T>
 KERNEL(threads, 1)
-pack_weights(const Product product, const T* w, T* packed, Tap* taps) {
+pack_weights(const CorrelateParams product, const T* w, T* packed, Tap* taps) {
   const Gather& x = product.x;
   const int64_t first = int64_t(blockIdx.x) * threads + threadIdx.x, step = int64_t(gridDim.x) * threads;
   for (int64_t i = first; i < product.template tap_count<T>(); i += step) taps[i] = x.tap(i);
@@ -273,7 +284,7 @@ pack_weights(const Product product, const T* w, T* packed, Tap* taps) {
                   group = i / product.packed_columns / product.packed_rows;
     T value(0);
     if (row < product.K && column < x.width()) {
-      const Digits at = x.product(column);
+      const MixedRadix at = x.product(column);
       value =
           w[group * product.w_group + row * product.w.n + at.a * product.w.h + at.b * product.w.w + at.c * product.w.c];
     }

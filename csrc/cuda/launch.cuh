@@ -1,5 +1,5 @@
-// Launches on the stream that torch has current, scratch memory from torch's allocator, and errors with the problem's
-// own words. tests/native/cuda has the same functions for an emulated device.
+// Kernel launches on torch's current stream, scratch memory from torch's caching allocator, and launch errors that
+// describe the problem. tests/native/cuda implements the same functions for an emulated GPU.
 #pragma once
 
 #include "../conv.h"
@@ -16,12 +16,14 @@
 
 namespace torchconv::cuda {
 
-std::string in_words(const Conv& conv);  // "x [8, 3, 224, 224], w [64, 3, 7, 7], ..."
+// A description of the problem for error messages: "x [8, 3, 224, 224], w [64, 3, 7, 7], ..."
+std::string in_words(const Conv& conv);
 
-// What scratch memory and launches belong to: the current device and its current stream.
+// Torch's current stream (a cudaStream_t) of the current device. Launches and scratch memory use it.
 void* current_stream();
 
-// Memory of the current device that is given back in the order of the current stream: whoever gets it next runs later.
+// Memory on the current device. It is freed in stream order: the destructor may run before the kernels that use the
+// memory have finished, since the next owner's kernels run after them on the same stream.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes);
@@ -38,8 +40,8 @@ class Scratch {
   void* data_ = nullptr;
 };
 
-// A kernel on `blocks` blocks of `threads` threads each, with so many bytes of shared memory. `name` and `conv` are for
-// the error.
+// Launches a kernel on `blocks` thread blocks of `threads` threads, with `shared` bytes of dynamic shared memory.
+// Throws std::runtime_error if the launch fails; `name` and `conv` only appear in its message.
 #ifdef __CUDACC__
 template <class... Parameters, class... Arguments>
 void launch(const char* name, const Conv& conv, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared,
@@ -50,7 +52,7 @@ void launch(const char* name, const Conv& conv, void (*kernel)(Parameters...), i
                                ")");
   };
   if (blocks == 0) return;
-  // By default a kernel may have 48 KiB in all, those included that it declares itself.
+  // Without this attribute a kernel is limited to 48 KiB of static and dynamic shared memory together.
   if (shared > 0) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   [&](Parameters... values) {
     void* addresses[] = {const_cast<void*>(static_cast<const void*>(&values))...};
@@ -61,6 +63,6 @@ void launch(const char* name, const Conv& conv, void (*kernel)(Parameters...), i
 }
 #endif
 
-constexpr int64_t most_blocks = 0x7fffffff;  // of a launch
+constexpr int64_t max_blocks = 0x7fffffff;  // in one launch (the limit of gridDim.x)
 
 }  // namespace torchconv::cuda

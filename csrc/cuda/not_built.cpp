@@ -1,9 +1,9 @@
-// device.h in a build without CUDA, which has this file in place of the .cu files.
+// Implements device.h in builds without CUDA, where this file replaces the .cu files.
 #include "device.h"
 
 namespace torchconv::cuda {
 
-std::vector<Implementation> rows() { return {}; }
+std::vector<Implementation> all_implementations() { return {}; }
 
 std::string version() { return "no"; }
 

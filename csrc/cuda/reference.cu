@@ -1,12 +1,12 @@
-// cuda.reference: the three operators as plain loops, one thread for each sum (a block, for grad_weight). It takes any
-// dtype, geometry, strides and sizes, and is what the other rows are compared with.
+// cuda.reference: the three operators as plain loops, one thread per result element (one thread block for grad_weight).
+// It supports any dtype, geometry, strides and sizes, and is the implementation that the others are compared with.
 //
-// Sums are in double for float64 and in float otherwise. All index arithmetic is in 64 bits.
+// Accumulators are double for float64 and float otherwise. All index arithmetic is in 64 bits.
 #include "../epilogue.h"
 #include "launch.cuh"
-#include "math.cuh"
-#include "problem.cuh"
-#include "rows.cuh"
+#include "tile_math.cuh"
+#include "geometry.cuh"
+#include "registry.cuh"
 
 namespace torchconv::cuda {
 
@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t blocks_at_most = 1 << 20;
 
+// Grid-stride loop: calls body(i) once for each i in [0, count).
 template <class Body>
 DEVICE void each_index(int64_t count, const Body& body) {
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) body(i);
@@ -25,12 +26,12 @@ HOST_DEVICE inline bool inside(const Axis& axis, int64_t at) { return at >= 0 &&
 template <class T>
 KERNEL(threads, 1)
 reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue epilogue) {
-  using Sum = SumOf<T>;
+  using Acc = AccOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.K * rows.out * cols.out, [&](int64_t i) {
     const int64_t q = i % cols.out, p = i / cols.out % rows.out, k = i / cols.out / rows.out % conv.K,
                   n = i / cols.out / rows.out / conv.K, c0 = k / conv.K_per_group() * conv.C_per_group();
-    Sum sum = 0;
+    Acc sum = 0;
     for (int64_t r = 0; r < rows.kernel; ++r) {
       const int64_t h = rows.position(p, r);
       if (!inside(rows, h)) continue;
@@ -39,30 +40,30 @@ reference_forward(const Conv conv, const T* x, const T* w, T* y, const Epilogue 
         if (!inside(cols, column)) continue;
         const T* from = x + n * conv.x.n + c0 * conv.x.c + h * conv.x.h + column * conv.x.w;
         const T* taps = w + k * conv.w.n + r * conv.w.h + s * conv.w.w;
-        for (int64_t c = 0; c < conv.C_per_group(); ++c) sum += Sum(from[c * conv.x.c]) * Sum(taps[c * conv.w.c]);
+        for (int64_t c = 0; c < conv.C_per_group(); ++c) sum += Acc(from[c * conv.x.c]) * Acc(taps[c * conv.w.c]);
       }
     }
-    const Sum bias = epilogue.bias ? Sum(static_cast<const T*>(epilogue.bias)[k * epilogue.bias_stride]) : Sum(0);
+    const Acc bias = epilogue.bias ? Acc(static_cast<const T*>(epilogue.bias)[k * epilogue.bias_stride]) : Acc(0);
     y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w] =
-        T(activate(epilogue.activation, sum + bias, Sum(epilogue.slope)));
+        T(activate(epilogue.activation, sum + bias, Acc(epilogue.slope)));
   });
 }
 
-// x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], for the p and q whose tap r, s lies on h, w
+// x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], over the p and q whose tap r, s reads h, w
 template <class T>
 KERNEL(threads, 1)
 reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
-  using Sum = SumOf<T>;
+  using Acc = AccOf<T>;
   const Axis &rows = conv.rows, &cols = conv.cols;
   each_index(conv.N * conv.C * rows.in * cols.in, [&](int64_t i) {
     const int64_t column = i % cols.in, h = i / cols.in % rows.in, c = i / cols.in / rows.in % conv.C,
                   n = i / cols.in / rows.in / conv.C, group = c / conv.C_per_group();
-    const auto output = [](const Axis& axis, int64_t at, int64_t tap) {  // or -1
+    const auto output = [](const Axis& axis, int64_t at, int64_t tap) {  // -1 if none
       const int64_t distance = at + axis.pad - tap * axis.dilation;
       return distance >= 0 && distance % axis.stride == 0 && distance / axis.stride < axis.out ? distance / axis.stride
                                                                                                : -1;
     };
-    Sum sum = 0;
+    Acc sum = 0;
     for (int64_t r = 0; r < rows.kernel; ++r) {
       const int64_t p = output(rows, h, r);
       if (p < 0) continue;
@@ -72,20 +73,20 @@ reference_grad_input(const Conv conv, const T* y, const T* w, T* x) {
         const int64_t k0 = group * conv.K_per_group();
         const T* from = y + n * conv.y.n + k0 * conv.y.c + p * conv.y.h + q * conv.y.w;
         const T* taps = w + k0 * conv.w.n + c % conv.C_per_group() * conv.w.c + r * conv.w.h + s * conv.w.w;
-        for (int64_t k = 0; k < conv.K_per_group(); ++k) sum += Sum(from[k * conv.y.c]) * Sum(taps[k * conv.w.n]);
+        for (int64_t k = 0; k < conv.K_per_group(); ++k) sum += Acc(from[k * conv.y.c]) * Acc(taps[k * conv.w.n]);
       }
     }
     x[n * conv.x.n + c * conv.x.c + h * conv.x.h + column * conv.x.w] = T(sum);
   });
 }
 
-// w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]: each thread of a
-// block adds up every so many pixels, and the block's sums are added in a tree.
+// w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]
+// One thread block per element of w: each thread accumulates every 256th pixel, and a tree reduction adds the threads.
 template <class T>
 KERNEL(threads, 1)
 reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
-  using Sum = SumOf<T>;
-  SHARED Sum shared[threads];
+  using Acc = AccOf<T>;
+  SHARED Acc shared[threads];
   const Axis &rows = conv.rows, &cols = conv.cols;
   const int64_t C = conv.C_per_group(), pixels = conv.N * rows.out * cols.out,
                 count = conv.K * C * rows.kernel * cols.kernel;
@@ -93,13 +94,13 @@ reference_grad_weight(const Conv conv, const T* x, const T* y, T* w) {
     const int64_t s = i % cols.kernel, r = i / cols.kernel % rows.kernel, c = i / cols.kernel / rows.kernel % C,
                   k = i / cols.kernel / rows.kernel / C;
     const T* from = x + (k / conv.K_per_group() * C + c) * conv.x.c;
-    Sum sum = 0;
+    Acc sum = 0;
     for (int64_t pixel = threadIdx.x; pixel < pixels; pixel += threads) {
       const int64_t q = pixel % cols.out, p = pixel / cols.out % rows.out, n = pixel / cols.out / rows.out;
       const int64_t h = rows.position(p, r), column = cols.position(q, s);
       if (inside(rows, h) && inside(cols, column))
-        sum += Sum(from[n * conv.x.n + h * conv.x.h + column * conv.x.w]) *
-               Sum(y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w]);
+        sum += Acc(from[n * conv.x.n + h * conv.x.h + column * conv.x.w]) *
+               Acc(y[n * conv.y.n + k * conv.y.c + p * conv.y.h + q * conv.y.w]);
     }
     for (int half = threads / 2; half > 0; half /= 2) {
       shared[threadIdx.x] = sum;
@@ -122,7 +123,7 @@ void with_dtype(const Conv& conv, const Body& body) {
   }
 }
 
-int64_t blocks_of(int64_t units) { return std::min(divide_up(units, threads), blocks_at_most); }
+int64_t blocks_of(int64_t units) { return std::min(ceil_div(units, threads), blocks_at_most); }
 
 void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
   with_dtype(conv, [&]<class T>(T) {

@@ -1,5 +1,6 @@
-// A tensor that ends, or begins, where no memory is: an access beyond it is a fault. The rest of its first or last
-// page, and the gaps of a strided one, are NaN in every dtype: reading them spoils a result, writing there is noticed.
+// A test tensor that ends, or begins, at an inaccessible guard page, so that an access beyond it faults. The rest of
+// its pages and the gaps of a strided tensor are filled with 0xff bytes, NaN in every dtype: reading them spoils the
+// result, and is_clean() detects writes.
 #pragma once
 
 #include "../../csrc/operators.h"
@@ -13,10 +14,11 @@
 
 class Guarded {
  public:
-  // Bytes of NaN after a tensor, before the end. QEMU reads whole vectors for masked loads of AVX2, the lanes that are
-  // masked out included, which processors do not.
+  // Bytes of NaN between a tensor and the guard page after it. QEMU needs them: it reads the masked-out lanes of AVX2
+  // masked loads, which processors do not.
   static inline size_t slack = 0;
 
+  // `stride` is in elements and `item` in bytes. at_end: the tensor ends at a guard page; otherwise it begins at one.
   Guarded(const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride, size_t item, bool at_end)
       : size_(size), stride_(stride), item_(item) {
     int64_t extent = 1;
@@ -50,9 +52,10 @@ class Guarded {
             body(data_ + (a * stride_[0] + b * stride_[1] + c * stride_[2] + d * stride_[3]) * int64_t(item_));
   }
 
+  // A copy of all accessible bytes, those around the tensor included.
   std::vector<char> bytes() const { return {begin_, begin_ + inside_}; }
 
-  // Whether everything but the elements is as it was when this was made.
+  // Whether all bytes outside the elements still have their initial value.
   bool is_clean() const {
     std::vector<char> rest = bytes();
     each([&](const char* element) { std::memset(&rest[element - begin_], 0xff, item_); });

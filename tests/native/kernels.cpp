@@ -1,11 +1,13 @@
-// The kernels without torch and without Python, for tools that see every access and for processors that are emulated:
-// sanitizers, valgrind, qemu. Problems are drawn at random, to the edges of what the kernels do; operands and results
-// are guarded (guarded.h), and every implementation is compared with the reference, exactly, on integers. In some
-// problems one element is infinite or NaN: what it reaches has to be the same, too.
+// Randomized test of the kernels without torch and Python, for tools that check every memory access and for emulated
+// processors: sanitizers, valgrind, qemu. It draws random problems up to the limits of what the kernels support, places
+// operands and results at guard pages (guarded.h), and compares every implementation with the reference. Elements are
+// small integers, so the comparison is exact. In some problems one element is infinite or NaN, and the results that it
+// reaches must match, too.
 //
 //     kernels [PROBLEMS] [SEED] [PART OF A NAME] [SLACK, in bytes]
 //
-// Problem i is a function of SEED + i, so that `kernels 1 <number>` repeats the one that is named in a message.
+// PART selects the implementations whose names contain it; SLACK is Guarded::slack. Problem i depends on SEED + i
+// alone, so `kernels 1 <number>` repeats the problem named in a message.
 #include "../../csrc/operators.h"
 #include "guarded.h"
 #include "pool.h"
@@ -30,6 +32,7 @@ namespace {
 using namespace torchconv;
 using Four = std::array<int64_t, 4>;
 
+// A random number generator: below(end) is in [0, end), of(values) is one of the values.
 class Draw {
  public:
   explicit Draw(uint64_t seed) : engine_(seed) {}
@@ -43,15 +46,16 @@ class Draw {
 struct Problem {
   Dtype dtype;
   Four x, w, y;
-  Sizes stride, padding, dilation;
+  std::vector<int64_t> stride, padding, dilation;
   int64_t groups;
 
   Geometry geometry() const { return {stride, padding, dilation, groups}; }
 };
 
+// The number of multiplications.
 double products(const Problem& p) { return double(p.y[0]) * p.y[2] * p.y[3] * p.w[0] * p.w[1] * p.w[2] * p.w[3]; }
 
-// Strides or dilations of up to 2^61, and paddings to match: few outputs, but addresses that are hard to compute.
+// Gives one axis a stride or dilation of up to 2^61 and padding to match: few outputs, but extreme address arithmetic.
 void draw_far(Draw& draw, Problem& p, int axis) {
   const int64_t taps = p.w[2 + axis], far = int64_t(1) << draw.of({20, 31, 32, 40, 58});
   int64_t *before = &p.padding[2 * axis], *after = before + 1;
@@ -64,6 +68,7 @@ void draw_far(Draw& draw, Problem& p, int axis) {
   }
 }
 
+// Draws problems until one has fewer than 3 million multiplications.
 Problem draw_problem(Draw& draw) {
   for (;;) {
     Problem p;
@@ -97,7 +102,7 @@ Problem draw_problem(Draw& draw) {
 }
 
 std::string in_words(const Problem& p) {
-  const auto list = [](const auto& values) { return to_string(Sizes(values.begin(), values.end())); };
+  const auto list = [](const auto& values) { return to_string(values); };
   static const char* names[] = {"float64", "float32", "bfloat16", "float16"};
   return std::string(names[int(p.dtype)]) + " x " + list(p.x) + " w " + list(p.w) + " stride " + list(p.stride) +
          " padding " + list(p.padding) + " dilation " + list(p.dilation) + " groups " + std::to_string(p.groups);
@@ -127,13 +132,14 @@ void write(Dtype dtype, char* at, float value) {
 Four strides_of(const Four& size, int64_t layout) {
   if (layout == 0) return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};          // contiguous
   if (layout == 1) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};          // channels_last
-  if (layout == 2) return {size[1] * size[2] * size[3] * 3, size[2] * size[3] * 3, 1, size[2]};  // columns first, gaps
-  return {0, size[2] * size[3], size[3], 1};                                                     // one image for all
+  if (layout == 2) return {size[1] * size[2] * size[3] * 3, size[2] * size[3] * 3, 1, size[2]};  // column-major, gaps
+  return {0, size[2] * size[3], size[3], 1};                                                     // batch stride 0
 }
 
-// In the layout that all operands of the problem share, or, if that is `any`, in one of its own.
+// The layout of an operand that draws its layout independently of the others.
 constexpr int64_t any = -1;
 
+// A guarded tensor of random integers from -2 to 2, in layout `shared` or, if that is `any`, in a random one.
 std::unique_ptr<Guarded> operand(Draw& draw, Dtype dtype, const Four& size, int64_t shared) {
   const int64_t layout = shared == any ? draw.below(4) : shared;
   auto tensor = std::make_unique<Guarded>(size, strides_of(size, layout), item_size(dtype), draw.below(3) > 0);
@@ -141,7 +147,7 @@ std::unique_ptr<Guarded> operand(Draw& draw, Dtype dtype, const Four& size, int6
   return tensor;
 }
 
-// Makes one element infinite or NaN.
+// Sets one random element to infinity, -infinity or NaN.
 void spoil(Draw& draw, Dtype dtype, const Guarded& tensor) {
   constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   const auto& size = tensor.size();
@@ -152,10 +158,12 @@ void spoil(Draw& draw, Dtype dtype, const Guarded& tensor) {
   });
 }
 
-// ------------------------------------------------------------------------------------------------------- running them
+// ---------------------------------------------------------------------------------------- running the implementations
 
+// The current problem and implementation, for messages.
 char where[1024] = "";
 
+// Signal handler: prints `where`, then lets the signal terminate the process.
 void on_fault(int signal) {
   static const char text[] = "\nfault in: ";
   (void)!::write(2, text, sizeof text - 1);
@@ -170,13 +178,14 @@ struct Tally {
   int64_t failures = 0;
 };
 
+// One operator with its operands: a and b are the arguments in the order of the operator.
 struct Operator {
   Op op;
   const char* name;
   const Guarded &a, &b;
-  Call call;  // of the reference
+  Call call;  // planned for the reference
   Epilogue epilogue;
-  bool tf32;     // on a GPU
+  bool tf32;     // ignored on the CPU
   bool spoiled;  // a has an element that is infinite or NaN
 
   Conv conv(const Implementation& row) const {
@@ -192,21 +201,22 @@ struct Operator {
 
 bool is_winograd(const Implementation& row) { return std::string(row.name).find("winograd") != std::string::npos; }
 
-// Sums of integers are exact in every row, but for the transforms of Winograd.
+// The error allowed: none, since sums of small integers are exact, except for the transforms of Winograd.
 double allowed(const Implementation& row, Dtype dtype, double largest) {
   if (!is_winograd(row)) return 0;
   return std::max(1.0, largest) * (dtype == Dtype::float64 ? 1e-12 : dtype == Dtype::float32 ? 1e-5 : 2e-2);
 }
 
+// Runs every implementation that supports the problem and has `part` in its name, and compares it with the reference.
 void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string& words, const std::string& part,
              bool at_end, Tally& tally) {
   std::vector<double> wanted;
   double largest = 0;
-  std::vector<const Implementation*> rows = {what.call.row};  // the reference comes first
+  std::vector<const Implementation*> rows = {what.call.implementation};  // the reference runs first
   for (const Implementation& row : implementations())
-    if (&row != what.call.row) rows.push_back(&row);
+    if (&row != what.call.implementation) rows.push_back(&row);
   for (const Implementation* row : rows) {
-    const bool is_reference = row == what.call.row;
+    const bool is_reference = row == what.call.implementation;
     if (!row->can_do(what.conv(*row), what.op) || (what.spoiled && is_winograd(*row))) continue;
     if (!is_reference && std::string(row->name).find(part) == std::string::npos) continue;
     std::snprintf(where, sizeof where, "kernels 1 %llu: %s %s: %s", static_cast<unsigned long long>(seed), row->name,
@@ -223,7 +233,7 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
       const double want = wanted[i++];
       const bool same = found == want || (std::isnan(found) && std::isnan(want));
       const double apart = same ? 0 : std::abs(found - want);
-      if (!(apart <= difference)) difference = apart;  // NaN, too
+      if (!(apart <= difference)) difference = apart;  // true for NaN
     });
     const char* wrong = !(difference <= allowed(*row, dtype, largest)) ? "differs from the reference"
                         : !result.is_clean()                           ? "writes beside its result"
@@ -235,6 +245,7 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
   }
 }
 
+// Draws a problem from `seed` and runs all three operators on it.
 void try_problem(uint64_t seed, const std::string& part, Tally& tally) {
   Draw draw(seed);
   const Problem p = draw_problem(draw);
@@ -250,12 +261,13 @@ void try_problem(uint64_t seed, const std::string& part, Tally& tally) {
   epilogue.activation = draw.below(2) ? Activation::none : draw.below(2) ? Activation::relu : Activation::leaky_relu;
   epilogue.slope = 0.5;
   const bool tf32 = draw.below(2);
-  // What an infinite y reaches in grad_weight is another matter, where it meets the padding: docs/numbers.md.
+  // A spoiled y is not used in grad_weight: implementations differ where such an element meets padding, see
+  // docs/numbers.md.
   const bool x_spoiled = draw.below(6) == 0, y_spoiled = !x_spoiled && draw.below(6) == 0;
   if (x_spoiled) spoil(draw, p.dtype, *x);
   if (y_spoiled) spoil(draw, p.dtype, *y);
 
-  const Sizes input_size{p.x[2], p.x[3]}, kernel_size{p.w[2], p.w[3]};
+  const std::array input_size{p.x[2], p.x[3]}, kernel_size{p.w[2], p.w[3]};
   const Geometry g = p.geometry();
   const Operator operators[] = {
       {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue, tf32,
@@ -288,7 +300,7 @@ int main(int argc, char** argv) {
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
   const std::string part = argc > 3 ? argv[3] : "";
   Guarded::slack = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these explain a fault themselves
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // the sanitizers report faults
   for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) std::signal(signal, on_fault);
 #endif
   Tally tally;

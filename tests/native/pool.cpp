@@ -1,8 +1,8 @@
-// What the kernels ask torch for. Its thread pool, as far as csrc/cpu/parallel.h uses it, is one of plain threads here:
-// every tool understands those.
+// Stands in for the functions of torch that the kernels call. The part of its thread pool that csrc/cpu/parallel.h uses
+// is replaced by plain std::threads, which every tool understands.
 #include "pool.h"
 
-#include "../../csrc/precision.h"
+#include "../../csrc/torch/tf32.h"
 
 #include <torch/csrc/stable/c/shim.h>
 
@@ -20,6 +20,7 @@ AOTITorchError torch_get_num_threads(uint32_t* count) {
   return 0;
 }
 
+// Runs each index in [begin, end) on a separate thread, the first on the calling thread. Ignores the grain size.
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc body, void* context) {
   std::vector<std::thread> threads;
   for (int64_t i = begin + 1; i < end; ++i) threads.emplace_back(body, i, i + 1, context);

@@ -1,6 +1,7 @@
+// The thread pool that pool.cpp puts in place of torch's.
 #pragma once
 
 #include <cstdint>
 
-// How many threads torch_get_num_threads tells of.
+// The number of threads that torch_get_num_threads reports.
 extern uint32_t pool_threads;

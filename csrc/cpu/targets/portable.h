@@ -1,3 +1,3 @@
-// Any machine: the compiler's own vectors of 16 bytes.
+// The portable target: any machine, with the compiler's own 16-byte vectors. See target_region.h.
 #define TORCHCONV_ISA portable
-#define TORCHCONV_VECTOR "../simd/portable.h"
+#define TORCHCONV_VECTOR "../vec/portable.h"

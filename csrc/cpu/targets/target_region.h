@@ -1,22 +1,24 @@
-// Compiles kernels for one instruction set: included by the files in the folders beside it, after the description of
-// the instruction set (avx512.h and others) and
-//   TORCHCONV_INSTANCES   explicit instantiations of templates in ../simd
-//   TORCHCONV_ROWS        in one file, which has none of the rows' columns: the rows of the grid that it offers
+// Compiles kernels for one instruction set, inside its namespace and target region. The .cpp files in the folders
+// beside this file include it last, after the description of the instruction set (avx512.h and others), and define
+//   TORCHCONV_INSTANCES         explicit instantiations of templates in ../kernels, ../micro and ../pack
+//   TORCHCONV_IMPLEMENTATIONS   the implementations of the instruction set; only in kernel_table.cpp, which does not
+//                               define the operators of the kernels (../kernels/run.h)
 //
 // A description defines
-//   TORCHCONV_ISA        the name, of the namespace and in the names of the rows
-//   TORCHCONV_VECTOR     the header of its vector type
-//   TORCHCONV_FEATURES   what the compiler may use beyond the architecture's least, and the machine must have; x86 only
-//   TORCHCONV_PAIRS      if it multiplies pairs of bfloat16
+//   TORCHCONV_ISA          the name of the instruction set: its namespace, and a part of its implementations' names
+//   TORCHCONV_VECTOR       the header of its vector types
+//   TORCHCONV_FEATURES     the CPU features that the compiler may use beyond the baseline of the architecture, and that
+//                          the machine must have; x86 only
+//   TORCHCONV_BF16_PAIRS   defined if it multiplies bf16 pairs
 //
-// Everything from the standard library comes before the region: an inline function of it, compiled for one instruction
-// set, would be taken for all.
-#include "../simd.h"
+// Standard headers are included before the region. An inline function of theirs that is compiled inside the region
+// would use its instructions, and the linker might keep that copy for the whole program.
+#include "../instruction_sets.h"
 
 #if !defined(TORCHCONV_FEATURES) || defined(TORCHCONV_X86)
 
 #if defined(TORCHCONV_X86)
-// GCC 12 takes the undefined lanes of its own intrinsics for mistakes.
+// GCC 12 warns about the undefined lanes in its own intrinsics.
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -40,7 +42,7 @@
 #endif
 
 namespace torchconv::cpu::TORCHCONV_ISA {
-// Outside of the region: it runs on every machine.
+// Outside of the region, because it runs on every machine.
 inline bool available() {
   constexpr CpuFeatures needed = cpu_features_in(TORCHCONV_FEATURES);
   return (cpu_features() & needed) == needed;
@@ -49,17 +51,17 @@ inline bool available() {
 
 TORCHCONV_BEGIN_REGION(TORCHCONV_FEATURES)
 namespace torchconv::cpu::TORCHCONV_ISA {
-#include "../simd/vector.h"
+#include "../vec/vec.h"
 
 #include TORCHCONV_VECTOR
 
-#include "../simd/all.h"
+#include "../kernels/all.h"
 
-#if defined(TORCHCONV_ROWS)
-constexpr Implementation rows[] = {TORCHCONV_ROWS};
-extern constinit const InstructionSet instruction_set = {available, rows, multiply_adds};
+#if defined(TORCHCONV_IMPLEMENTATIONS)
+constexpr Implementation implementations[] = {TORCHCONV_IMPLEMENTATIONS};
+extern constinit const InstructionSet instruction_set = {available, implementations, multiply_adds};
 #else
-#include "../simd/run.h"
+#include "../kernels/run.h"
 #endif
 
 TORCHCONV_INSTANCES

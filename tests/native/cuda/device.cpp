@@ -1,8 +1,8 @@
-// What csrc/cuda/device.cu has for a real GPU, for an emulated one, whose memory is the machine's own: scratch, too,
-// ends where no memory is.
+// Scratch memory and device queries of csrc/cuda/launch.cuh and registry.cuh for the emulated GPU, which uses host
+// memory. Scratch memory ends at a guard page, like the tensors.
 #include "../../../csrc/cuda/device.h"
 #include "../../../csrc/cuda/launch.cuh"
-#include "../../../csrc/cuda/rows.cuh"
+#include "../../../csrc/cuda/registry.cuh"
 #include "../guarded.h"
 
 #include <map>

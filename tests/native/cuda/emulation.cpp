@@ -1,3 +1,4 @@
+// The scheduler of the emulated GPU: fibers for the threads of a block, barriers, and delayed asynchronous copies.
 #include "emulation.h"
 
 #include <sys/mman.h>
@@ -20,21 +21,23 @@ namespace {
 
 enum class State { ready, at_warp, at_block, done };
 
+// A pending cp.async of 16 bytes.
 struct Copy {
   void* to;
   const void* from;
   bool valid;
 };
 
+// A thread of the current block, with its pending groups of copies.
 struct Fiber {
   State state = State::ready;
   bool started = false;
   jmp_buf context;
-  std::deque<std::vector<Copy>> groups{1};  // the last one is open
+  std::deque<std::vector<Copy>> groups{1};  // the last group is not committed yet
 };
 
 constexpr size_t stack_size = 256 << 10;
-char* stacks = nullptr;  // used again by every block
+char* stacks = nullptr;  // reused by every block
 
 std::vector<Fiber> fibers;
 std::vector<Slot> slots;
@@ -50,18 +53,21 @@ void perform(const Copy& copy) {
     std::memset(copy.to, 0, 16);
 }
 
+// Suspends the current fiber in `state` and returns to the scheduler.
 void yield(State state) {
   Fiber& fiber = fibers[thread.x];
   fiber.state = state;
   if (_setjmp(fiber.context) == 0) _longjmp(scheduler, 1);
 }
 
+// The entry point of every fiber.
 void enter() {
   (*body_of_kernel)();
   fibers[thread.x].state = State::done;
   _longjmp(scheduler, 1);
 }
 
+// Runs fiber i until it yields or is done.
 void resume(size_t i) {
   Fiber& fiber = fibers[i];
   thread.x = unsigned(i);
@@ -75,7 +81,8 @@ void resume(size_t i) {
   setcontext(&start);
 }
 
-// Whether all fibers of [begin, end) that still run wait in this state; if so, they go on.
+// Releases the barrier `state` of fibers [begin, end) if all of them that are not done have reached it. Returns whether
+// it released any.
 bool release(size_t begin, size_t end, State state) {
   bool any = false;
   for (size_t i = begin; i < end; ++i) {
@@ -87,6 +94,7 @@ bool release(size_t begin, size_t end, State state) {
   return any;
 }
 
+// Runs one thread block. Fails if its threads deadlock, waiting at different barriers.
 void run_block(int threads) {
   fibers.clear();
   fibers.resize(threads);
@@ -122,7 +130,8 @@ void run(int64_t blocks, int threads, int shared_bytes, const std::function<void
     if (mapped == MAP_FAILED) fail("no memory for stacks");
     stacks = static_cast<char*>(mapped);
   }
-  // It begins so that its end is 16 bytes aligned, too: what lies beyond it is the heap's, which valgrind sees.
+  // Aligned to 16 bytes. The allocation ends at most 16 bytes after the shared memory, so that valgrind reports
+  // accesses beyond it.
   const auto memory = std::make_unique<unsigned char[]>(shared_bytes + 16);
   shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
   shared_size = shared_bytes;
@@ -151,10 +160,10 @@ void copy_async(void* to, const void* from, bool valid) {
 void commit_copies() { fibers[thread.x].groups.emplace_back(); }
 
 void wait_copies(int groups) {
-  auto& waiting = fibers[thread.x].groups;
-  while (int(waiting.size()) - 1 > groups) {
-    for (const Copy& copy : waiting.front()) perform(copy);
-    waiting.pop_front();
+  auto& staging = fibers[thread.x].groups;
+  while (int(staging.size()) - 1 > groups) {
+    for (const Copy& copy : staging.front()) perform(copy);
+    staging.pop_front();
   }
 }
 

@@ -1,4 +1,4 @@
-// What csrc/cuda/launch.cuh has for a real GPU, for an emulated one.
+// launch() of csrc/cuda/launch.cuh for the emulated GPU.
 #pragma once
 
 #include "emulation.h"

@@ -1,7 +1,10 @@
-// What csrc/cuda/ptx.cuh has for a real GPU, for an emulated one.
+// The macros and functions of csrc/cuda/ptx.cuh, and CUDA's built-in variables, for the emulated GPU. Fragment layouts
+// are documented in ptx.cuh.
 #pragma once
 
 #include "emulation.h"
+
+#include <cmath>
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -44,13 +47,14 @@ inline float number(uint32_t bits) {
   return number;
 }
 
-// The 16 bits of element `column` of row `row` of a matrix.
+// The bits of one 16-bit element of an ldmatrix matrix, whose row address lane 8 * matrix + row has left in its slot.
 inline uint32_t element(int matrix, int row, int column) {
   uint16_t bits;
   std::memcpy(&bits, static_cast<const char*>(emulation::slot(8 * matrix + row).address) + 2 * column, 2);
   return bits;
 }
 
+// ldmatrix.x4, with or without .trans.
 template <bool transposed>
 void load_matrices_(uint32_t (&to)[4], const void* row) {
   const int lane = threadIdx.x % 32;
@@ -67,7 +71,8 @@ void load_matrices_(uint32_t (&to)[4], const void* row) {
 inline void load_matrices(uint32_t (&to)[4], const void* row) { load_matrices_<false>(to, row); }
 inline void load_matrices_transposed(uint32_t (&to)[4], const void* row) { load_matrices_<true>(to, row); }
 
-// Lanes show each other their parts of a and b, and each adds up its own sums.
+// mma: the lanes exchange their fragments of a and b through their slots, and each lane accumulates its elements of c.
+// a_at(row, k) and b_at(k, column) read one element from the slots. `depth` is the extent of k.
 template <int depth, class A, class B>
 void multiply_(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const A& a_at, const B& b_at) {
   const int lane = threadIdx.x % 32;
@@ -79,6 +84,7 @@ void multiply_(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], co
   emulation::wait_for_warp();
 }
 
+// 16-bit element i of a 32-bit word.
 template <class T>
 float half_of(uint32_t word, int i) {
   const uint16_t bits = uint16_t(word >> 16 * i);
@@ -98,7 +104,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) 
 }
 
 inline void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
-  constexpr uint32_t kept = ~0u << 13;  // bits of TF32
+  constexpr uint32_t kept = ~0u << 13;  // TF32 ignores the low 13 bits
   multiply_<8>(
       c, a, b,
       [](int row, int k) { return number(emulation::slot(row % 8 * 4 + k % 4).words[row / 8 + k / 4 * 2] & kept); },

@@ -1,3 +1,4 @@
+// Compiles winograd (3x3, stride 1) for AVX-512.
 #include "../avx512.h"
 #define TORCHCONV_INSTANCES            \
   template struct Correlate<Winograd>; \

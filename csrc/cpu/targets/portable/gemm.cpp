@@ -1,5 +1,6 @@
+// Compiles gemm (any geometry) for any machine (16-byte vectors).
 #include "../portable.h"
 #define TORCHCONV_INSTANCES             \
-  template struct Correlate<Gemm<Sum>>; \
-  template struct GradWeight<Gemm<Sum>>;
+  template struct Correlate<Gemm<Acc>>; \
+  template struct GradWeight<Gemm<Acc>>;
 #include "../target_region.h"

@@ -1,0 +1,39 @@
+// Includes all kernels of one instruction set, each after those it builds on. target_region.h includes this file inside
+// the target region.
+#include "../pack/tile.h"
+
+#if defined(TORCHCONV_BF16_PAIRS)
+#include "../micro/bf16_pair.h"
+#endif
+
+#include "../micro/gemm.h"
+
+#include "../micro/small_k.h"
+
+#include "../pack/input_patch.h"
+
+#include "../pack/weights.h"
+
+#include "gemm.h"
+
+#include "gemm_grad_weight.h"
+
+#include "winograd_transforms.h"
+
+#include "winograd.h"
+
+#include "winograd_grad_weight.h"
+
+#include "../micro/depthwise.h"
+
+#include "grouped.h"
+
+#include "depthwise_nhwc.h"
+
+#include "spatial.h"
+
+#include "spatial_grad_weight.h"
+
+#include "../micro/peak.h"
+
+#include "kernel_table.h"

@@ -1,0 +1,16 @@
+#include "registry.h"
+
+#include "reference.h"
+#include "instruction_sets.h"
+
+namespace torchconv::cpu {
+
+std::vector<Implementation> all_implementations() {
+  std::vector<Implementation> all;
+  for (const InstructionSet* set : instruction_sets)
+    all.insert(all.end(), set->implementations.begin(), set->implementations.end());
+  all.push_back(reference());
+  return all;
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,6 @@
+// Compiles spatial (few channels, and NCHW) for AVX2.
+#include "../avx2.h"
+#define TORCHCONV_INSTANCES           \
+  template struct Correlate<Spatial>; \
+  template struct GradWeight<Spatial>;
+#include "../target_region.h"

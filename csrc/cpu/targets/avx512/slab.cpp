@@ -1,5 +1,0 @@
-#include "../avx512.h"
-#define TORCHCONV_INSTANCES        \
-  template struct Correlate<Slab>; \
-  template struct GradWeight<Slab>;
-#include "../target_region.h"

@@ -1,0 +1,6 @@
+// Compiles spatial (few channels, and NCHW) for AVX-512.
+#include "../avx512.h"
+#define TORCHCONV_INSTANCES           \
+  template struct Correlate<Spatial>; \
+  template struct GradWeight<Spatial>;
+#include "../target_region.h"

@@ -1,3 +1,0 @@
-#include "../portable.h"
-#define TORCHCONV_INSTANCES TORCHCONV_PRODUCTS(, double) TORCHCONV_PRODUCTS(, float)
-#include "../target_region.h"

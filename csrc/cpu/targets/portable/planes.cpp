@@ -1,5 +1,0 @@
-#include "../portable.h"
-#define TORCHCONV_INSTANCES          \
-  template struct Correlate<Planes>; \
-  template struct GradWeight<Planes>;
-#include "../target_region.h"

@@ -1,9 +1,0 @@
-#pragma once
-
-#include <pybind11/pybind11.h>
-
-namespace torchconv {
-
-void bind_eager(pybind11::module_& module);
-
-}  // namespace torchconv
