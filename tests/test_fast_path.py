@@ -54,6 +54,13 @@ def test_fast_path_beside_names_of_implementations():
     assert _C.is_plain(x, w)
 
 
+def test_wrong_names_leave_the_fast_path_on():
+    x, w = x_and_w()
+    with pytest.raises(ValueError, match="but got 'typo'"), torchconv.use("!fast_path", "typo"):
+        pass
+    assert _C.is_plain(x, w)
+
+
 def test_environment_switches_the_fast_path_off():
     script = "import torch, torchconv; assert not torchconv._C.is_plain(torch.ones(1)); torchconv.conv2d(*[torch.ones(1, 1, 2, 2)] * 2)"
     environment = {**os.environ, "TORCHCONV_USE": "!fast_path"}

@@ -43,6 +43,7 @@ class Choice:
     """What `use` has set. A plain attribute: torch.compile guards on those, and not on thread or context variables."""
 
     name: str | None = None
+    fast_path: bool = True
 
 
 choice = Choice()
@@ -72,6 +73,15 @@ def checked(names: str) -> str:
     return names
 
 
+def select(*names: str) -> None:
+    """The choice at the start of a block of `use`. "!fast_path" alone leaves the implementations as they are."""
+    rows = [name for name in names if name != FAST_PATH]
+    if rows or not names:
+        choice.name = checked(",".join(rows))
+    if FAST_PATH in names:
+        choice.fast_path = _C.set_fast_path(False)
+
+
 @contextmanager
 def use(*names: str) -> Iterator[None]:
     """Within the block, run every torchconv layer and function on the implementation of this name.
@@ -94,17 +104,14 @@ def use(*names: str) -> Iterator[None]:
     Raises:
         ValueError: if a name is no part of the name of any implementation, or if none of them can run on this machine.
     """
-    rows = [name for name in names if name != FAST_PATH]
-    before = choice.name
-    if rows or not names:
-        choice.name = checked(",".join(rows))
-    fast = _C.set_fast_path(False) if FAST_PATH in names else None
+    name, fast_path = choice.name, choice.fast_path
+    select(*names)
     try:
         yield
     finally:
-        choice.name = before
-        if fast is not None:
-            _C.set_fast_path(fast)
+        choice.name = name
+        if choice.fast_path != fast_path:
+            choice.fast_path = _C.set_fast_path(fast_path)
 
 
 def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
@@ -138,4 +145,5 @@ def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tupl
 
 
 if "TORCHCONV_USE" in os.environ:
-    use(*os.environ["TORCHCONV_USE"].split(",")).__enter__()
+    from_environment = os.environ["TORCHCONV_USE"]
+    select(*from_environment.split(","))

@@ -395,7 +395,7 @@ void bind_fast_path(py::module_& module) {
   find_torch();
   module.def("set_hooks", &set_hooks);
   module.def("set_registered_kernels", &set_registered_kernels);
-  module.def("set_fast_path", [](bool on) { return enabled.exchange(on); });
+  module.def("set_fast_path", [](bool on) { return enabled = on; });
   static PyMethodDef methods[] = {
       method<10, call_conv2d>("call_conv2d"),
       method<4, conv2d_>("conv2d"),

@@ -1,11 +1,11 @@
 // The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
-#include "../cuda/device.h"
 #include "../operators.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cctype>
 #include <optional>
 #include <stdexcept>
@@ -52,6 +52,13 @@ std::string device_name(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
 
+void require_cuda_build() {
+  const auto is_for_cuda = [](const Implementation& implementation) { return implementation.device == Device::cuda; };
+  if (std::ranges::none_of(implementations(), is_for_cuda))
+    throw std::runtime_error(
+        "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
+}
+
 // The dtype of two operands, which must agree in it and in their device.
 Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
   if (!a.defined()) throw std::runtime_error(std::string(a_name) + " must be a tensor, but got None");
@@ -59,6 +66,7 @@ Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, co
   if (a.is_cuda() != b.is_cuda() || a.get_device_index() != b.get_device_index())
     throw std::runtime_error(std::string(a_name) + " and " + b_name + " should be on one device, but got " +
                              device_name(a) + " and " + device_name(b));
+  if (a.is_cuda()) require_cuda_build();
   const ScalarType type = a.scalar_type(), b_type = b.scalar_type();
   if (type != b_type)
     throw std::runtime_error(std::string(a_name) + " type (" + dtype_name(type) + ") and " + b_name + " type (" +
@@ -78,12 +86,7 @@ Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, co
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) {
-    if (!tensor.is_cuda()) return;
-    static const bool built = !cuda::all_implementations().empty();
-    if (!built)
-      throw std::runtime_error(
-          "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
-    guard_.emplace(tensor.get_device_index());
+    if (tensor.is_cuda()) guard_.emplace(tensor.get_device_index());
   }
 
  private:
