@@ -3,14 +3,16 @@
     python benchmarks/compare_builds.py BEFORE AFTER                    # folders that contain torchconv/
     python benchmarks/compare_builds.py BEFORE AFTER --time resnet50    # layers whose "network name: label" contains it
 
-Bits: each implementation that both builds have, on the cases of tests/cases.py, in every dtype and layout. The exit
-status is 1 if any result differs. Times: as in bench.py, median over the rounds; each build runs in its own process.
+Bits: each implementation that both builds have, on the cases of tests/cases.py in every dtype and layout, and on 2,000
+random problems (those of tests/fuzz.py) in one dtype and layout each. The exit status is 1 if any result differs.
+Times: as in bench.py, median over the rounds; each build runs in its own process.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -47,33 +49,37 @@ class Build:
 # ------------------------------------------------------------------------------------------- in the process of a build
 
 
-def digests(implementation: str) -> dict[str, str]:
-    """A hash of each result of one implementation; its error where it does not support the problem."""
+def digests(implementation: str, random: int) -> dict[str, str]:
+    """A hash of each result of one implementation, or "none" where it does not support the problem."""
+    import fuzz
     import torch
     from cases import CASES, DTYPES, LAYOUTS, WIDE, arrange
 
+    problems = [(case, DTYPES, LAYOUTS) for case in CASES + WIDE]
+    for number in range(random):
+        drawn = fuzz.problem(number)
+        problems.append((drawn.case, [drawn.dtype], [LAYOUTS[number % len(LAYOUTS)]]))
     found = {}
-    for case in CASES + WIDE:
+    for case, dtypes, layouts in problems:
         generator = torch.Generator().manual_seed(0)
         operands = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (case.x, case.w, case.y)]
         bias = torch.randn(case.w[0], generator=generator, dtype=torch.float64)
-        for dtype in DTYPES:
-            for layout in LAYOUTS:
-                x, w, y = (arrange(tensor.to(dtype), layout) for tensor in operands)
-                rest = (*case.geometry, implementation)
-                calls = {
-                    "conv2d": (x, w, *rest),
-                    "conv2d_bias_act": (x, w, bias.to(dtype), *case.geometry, "tanh", 0.0, implementation),
-                    "conv2d_grad_input": (y, w, case.x[2:], *rest),
-                    "conv2d_grad_weight": (x, y, case.w[2:], *rest),
-                }
-                for op, arguments in calls.items():
-                    try:
-                        result = getattr(torch.ops.torchconv, op)(*arguments)
-                        answer = hashlib.sha256(result.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-                    except RuntimeError as error:
-                        answer = str(error).partition(";")[0]
-                    found[f"{case} {dtype} {layout} {op}"] = answer
+        for dtype, layout in itertools.product(dtypes, layouts):
+            x, w, y = (arrange(tensor.to(dtype), layout) for tensor in operands)
+            rest = (*case.geometry, implementation)
+            calls = {
+                "conv2d": (x, w, *rest),
+                "conv2d_bias_act": (x, w, bias.to(dtype), *case.geometry, "tanh", 0.0, implementation),
+                "conv2d_grad_input": (y, w, case.x[2:], *rest),
+                "conv2d_grad_weight": (x, y, case.w[2:], *rest),
+            }
+            for op, arguments in calls.items():
+                try:
+                    result = getattr(torch.ops.torchconv, op)(*arguments)
+                    answer = hashlib.sha256(result.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+                except RuntimeError:
+                    answer = "none"
+                found[f"{case} {dtype} {layout} {op}"] = answer
     return found
 
 
@@ -117,12 +123,17 @@ def answer() -> None:
 # --------------------------------------------------------------------------------------------------------- comparisons
 
 
-def compare_bits(before: Build, after: Build) -> int:
+def compare_bits(before: Build, after: Build, random: int) -> int:
     """How many results differ."""
-    names = [name for name in before.ask("implementations") if name in after.ask("implementations")]
+    present = after.ask("implementations")
     differences = 0
-    for name in names:
-        old, new = (build.ask("digests", implementation=name) for build in (before, after))
+    for name in before.ask("implementations"):
+        new_name = name.replace(".slab", ".grouped").replace(".planes", ".spatial")  # renamed after 0.1
+        if new_name not in present:
+            print(f"{name:24} is missing")
+            continue
+        old = before.ask("digests", implementation=name, random=random)
+        new = after.ask("digests", implementation=new_name, random=random)
         different = [problem for problem in old if old[problem] != new[problem]]
         supported = sum(len(answer) == 64 for answer in old.values())
         print(f"{name:24} {supported} results, {len(different)} differ", *different[:5], sep="\n    ", flush=True)
@@ -158,10 +169,11 @@ def main() -> None:
     parser.add_argument("--layout", default="nhwc", choices=["nchw", "nhwc"])
     parser.add_argument("--implementation", help="instead of the one that is chosen")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--random", type=int, default=2000, help="number of random problems")
     arguments = parser.parse_args()
     before, after = Build(arguments.before), Build(arguments.after)
     if arguments.time is None:
-        sys.exit(compare_bits(before, after) > 0)
+        sys.exit(compare_bits(before, after, arguments.random) > 0)
     compare_times(before, after, arguments)
 
 

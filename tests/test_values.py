@@ -12,6 +12,7 @@ LONG = [
     Case("long_channels", (2, 300, 5, 5), (4, 300, 3, 3), padding=(1, 1, 1, 1)),
     Case("long_pixels", (8, 3, 40, 41), (4, 3, 3, 3), stride=(1, 2)),
     Case("many_tiles", (2, 40, 62, 61), (33, 40, 3, 3), padding=(1, 1, 1, 1)),
+    Case("many_weights", (2, 100, 6, 9), (300, 100, 3, 3), padding=(1, 1, 1, 1)),
     Case("few_tiles", (2, 130, 6, 9), (129, 130, 3, 3), padding=(1, 1, 1, 1)),
 ]
 
