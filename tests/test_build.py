@@ -98,7 +98,7 @@ def test_what_a_build_with_cuda_adds(tmp_path, monkeypatch):
     (tmp_path / "toolkit" / "bin").mkdir(parents=True)
     (tmp_path / "toolkit" / "bin" / "nvcc").touch()
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "csrc" / "cuda" / "rows.cu").touch()
+    (tmp_path / "csrc" / "cuda" / "registry.cu").touch()
     with_cuda = load("with_cuda")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
     monkeypatch.delenv("TORCHCONV_CUDA_ARCHS", raising=False)

@@ -339,7 +339,7 @@ def make(call: Call, way: str, operands: list[Any], implementation: Any) -> Any:
     fused = (call.activation, call.slope) if call.op == "conv2d_bias_act" else ()
     size = () if call.size is None else (call.size,)
     if way == "eager":
-        return torchconv._C.eager_conv2d(a, b, bias, *geometry, *(fused or ("none", 0.01)), implementation)
+        return torchconv._C.call_conv2d(a, b, bias, *geometry, *(fused or ("none", 0.01)), implementation)
     if way == "direct":
         third = bias if fused else call.size
         return getattr(torchconv._C, call.op)(a, b, third, (*geometry, implementation), *fused)

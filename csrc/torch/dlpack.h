@@ -1,4 +1,4 @@
-// The part of DLPack's C exchange interface (version 1) that direct.cpp uses, after https://dmlc.github.io/dlpack.
+// The part of DLPack's C exchange interface (version 1) that fast_path.cpp uses, after https://dmlc.github.io/dlpack.
 // torch.Tensor offers it as __dlpack_c_exchange_api__; torch's own copy of the header is not for stable-ABI builds.
 #pragma once
 
