@@ -67,7 +67,7 @@ KERNELS = [
     Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
     Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
     Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
-    Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped.h", "constexpr int64_t tasks = 64, sums_bytes", "const int64_t tasks = BROKEN ? thread_count() : 64, sums_bytes"),
+    Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped.h", "constexpr int64_t tasks = 64, accumulator_bytes", "const int64_t tasks = BROKEN ? thread_count() : 64, accumulator_bytes"),
     Kernel("grouped_last_row", "two rows are computed where one is left", "kernels/grouped.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;", ("portable",), native=True),
     Kernel("winograd_blocks", "the sums over the first block of channels are lost", "kernels/winograd.h", "channels, slab > 0, ", "channels, slab > BROKEN, "),
     Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "kernels/winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
