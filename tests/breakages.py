@@ -77,8 +77,8 @@ KERNELS = [
 ]  # fmt: skip
 
 DECLARATION = """
-#define TORCHCONV_STRING(name) TORCHCONV_STRING_OF(name)
-#define TORCHCONV_STRING_OF(name) #name
+#define TORCHCONV_STRING(text) TORCHCONV_STRING_OF(text)
+#define TORCHCONV_STRING_OF(text) #text
 namespace torchconv {
 bool broken(const char* fault, const char* place);
 }
