@@ -45,7 +45,7 @@ bool has_part(const Implementation& row, const std::string& part) {
   return std::string(row.name).find(part) != std::string::npos;
 }
 
-// The row of this name, or else all rows that have it as a part of theirs.
+// The implementation of this name, or else all whose names contain it.
 std::vector<const Implementation*> rows_named(const std::string& name) {
   std::vector<const Implementation*> found;
   for (const Implementation& row : implementations()) {
@@ -114,7 +114,7 @@ const Implementation& choose(const Conv& conv, Op op, const std::string& names) 
   if (!names.empty()) return choose_among(conv, op, names);
   for (const Implementation& row : implementations())
     if (row.can_do(conv, op) && row.suits(conv, op)) return row;
-  // The last row of the device accepts everything.
+  // Not reached on a device whose reference is available: it supports and suits every problem.
   refuse(std::string("no implementation for tensors on ") + device_name(conv.device) + " can run on this machine");
 }
 

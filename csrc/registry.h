@@ -15,14 +15,14 @@ const char* device_name(Device device);  // "cpu", "cuda"
 
 struct Implementation {
   const char* name = nullptr;                   // "cpu.reference"
-  Device device = Device::cpu;                  // where its operands and its result are
-  bool (*available)() = nullptr;                // can this machine run it?
-  bool (*supports)(const Conv&, Op) = nullptr;  // does it do this problem?
-  bool (*suits)(const Conv&, Op) = nullptr;     // is it likely to be the fastest for it? Asked if no name is given.
-  const char* does = "";                        // supports, in words
-  const char* is_for = "";                      // suits, in words
+  Device device = Device::cpu;                  // of its operands and its result
+  bool (*available)() = nullptr;                // whether this machine can run it
+  bool (*supports)(const Conv&, Op) = nullptr;  // whether it can compute the problem
+  bool (*suits)(const Conv&, Op) = nullptr;     // whether it is likely to be faster than the implementations after it
+  const char* does = "";                        // the problems that it supports, for messages
+  const char* is_for = "";                      // the problems that it suits, for messages
 
-  // The columns; a row may leave some of them empty.
+  // The operators; null where the implementation lacks one.
   void (*forward)(const Conv&, const void* x, const void* w, void* y, const Epilogue&) = nullptr;
   void (*grad_input)(const Conv&, const void* y, const void* w, void* x) = nullptr;
   void (*grad_weight)(const Conv&, const void* x, const void* y, void* w) = nullptr;
@@ -37,22 +37,25 @@ struct Implementation {
   }
 };
 
-// Every row, in the order in which they are tried. The last one of each device accepts every problem.
+// All implementations, in the order in which they are tried. The last one of each device supports every problem.
 const std::vector<Implementation>& implementations();
 
-// The first available row of the problem's device that supports and suits it. A pure function of the problem, the size
-// of its batch left out: what one sample becomes does not depend on the others. (grad_weight is a sum over the batch.)
+// The first available implementation of the problem's device that supports and suits the problem. The choice depends on
+// the problem alone, and not on the batch size, so that the result of a sample does not depend on the other samples.
+// (grad_weight is a reduction over the batch.)
 //
-// `names`, if not empty, is a list with commas: of rows, of which the first that supports the problem is taken (those
-// of other devices are passed over), and of "!part", which leaves out all rows with this part in their name. A part of
-// a name selects, too: of the rows that have it, the first that supports and suits the problem, or else the first that
-// supports it. Throws std::runtime_error if there is no such row.
+// `names` is empty or a comma-separated list:
+//   a name    selects this implementation if it supports the problem; other devices' are skipped
+//   a part    of names selects, of the implementations that contain it, the first that supports and suits the problem,
+//             or else the first that supports it
+//   !part     excludes all implementations that contain the part
+// Names and parts are tried in order. Throws std::runtime_error if no implementation is left.
 const Implementation& choose(const Conv& conv, Op op, const std::string& names);
 
-// The name, or the part of a name, that stands for one of version 0.1, or else the same name.
+// Translates a name of version 0.1, or a part of one, to today's; returns other names unchanged.
 std::string current_name(std::string name);
 
-// Why `choose` does not take this row of the problem's device if no name is given: empty if it would.
+// Why `choose` skips this implementation of the problem's device when no names are given; empty if it does not.
 std::string why_not(const Implementation& row, const Conv& conv, Op op);
 
 }  // namespace torchconv

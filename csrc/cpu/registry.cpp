@@ -1,7 +1,7 @@
 #include "registry.h"
 
-#include "reference.h"
 #include "instruction_sets.h"
+#include "reference.h"
 
 namespace torchconv::cpu {
 

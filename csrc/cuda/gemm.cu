@@ -76,9 +76,9 @@ void launch_weight(const Conv& conv, GradWeightParams product, const typename Ma
   product.rows = ceil_div(product.y.C, tile_rows), product.columns = ceil_div(product.x.width(), BN);
   const int64_t tiles = int64_t(product.rows) * product.columns * product.groups;
 
-  // Enough chunks to fill the device twice and to accumulate at most `longest` pixels at a time, but not so many that
-  // their accumulators take more than 64 MiB; a single chunk, one copy of the weights, is always allowed. The size of a
-  // chunk is a multiple of 8 tiles.
+  // The split-K factor: it fills the device twice, limits each partial reduction to `longest` pixels, and limits the
+  // partial accumulators of all chunks to 64 MiB. One chunk, whose accumulators are one copy of the weights, is always
+  // allowed. The size of a chunk is a multiple of 8 tiles.
   constexpr int64_t longest = 1 << 15, max_bytes = 64 << 20;
   const int64_t wanted = std::max(ceil_div(2 * full_grid, tiles), ceil_div(product.pixel_count, longest));
   const int64_t most = std::max<int64_t>(1, max_bytes / int64_t(sizeof(Acc)) / product.sums_per_chunk());

@@ -97,8 +97,9 @@ void launch_weight(const Conv& conv, GroupedGradWeight problem, const T* x, cons
   problem.pixels = counter(row_blocks, conv.cols.out, problem.pixel_lanes);
   problem.pixel_count = conv.N * row_blocks * conv.cols.out;
 
-  // Enough chunks for `blocks_wanted` thread blocks, but not so many that their accumulators take more than 64 MiB or
-  // that a thread has fewer than 4 pixels. A single chunk, one copy of the weights, is always allowed.
+  // The split-K factor: it yields `blocks_wanted` thread blocks, limits the partial accumulators of all chunks to
+  // 64 MiB, and leaves at least 4 pixels to each thread. One chunk, whose accumulators are one copy of the weights, is
+  // always allowed.
   constexpr int64_t max_bytes = 64 << 20;
   const int64_t blocks = int64_t(problem.channel_blocks) * problem.tap_blocks;
   const int64_t most = std::max<int64_t>(1, max_bytes / int64_t(sizeof(Acc)) / problem.sums_per_chunk());

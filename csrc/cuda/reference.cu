@@ -123,7 +123,7 @@ void with_dtype(const Conv& conv, const Body& body) {
   }
 }
 
-int64_t blocks_of(int64_t units) { return std::min(ceil_div(units, threads), blocks_at_most); }
+int64_t blocks_of(int64_t tasks) { return std::min(ceil_div(tasks, threads), blocks_at_most); }
 
 void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
   with_dtype(conv, [&]<class T>(T) {

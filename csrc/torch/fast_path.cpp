@@ -12,7 +12,6 @@
 #include "dlpack.h"
 
 #include <atomic>
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -48,12 +47,19 @@ bool truth(PyObject* owned) {
   return value == 1;
 }
 
+std::string text(PyObject* object) {
+  Py_ssize_t size = 0;
+  const char* characters = PyUnicode_AsUTF8AndSize(object, &size);
+  if (!characters) throw py::error_already_set();
+  return std::string(characters, size);
+}
+
 // --- Does the fast path apply? --------------------------------------------------------------------------------------
 
 Py_ssize_t count_kernels_of_torchconv() {
   Py_ssize_t count = 0;
   for (py::handle key : py::reinterpret_borrow<py::set>(torch.registered_kernels))
-    count += std::strncmp(PyUnicode_AsUTF8(key.ptr()), "torchconv/", 10) == 0;
+    count += py::isinstance<py::str>(key) && text(key.ptr()).starts_with("torchconv/");
   return count;
 }
 
@@ -184,13 +190,6 @@ Integers integers(PyObject* sequence) {
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i)
     values.push_back(integer(PySequence_Fast_GET_ITEM(items.ptr(), i)));
   return values;
-}
-
-std::string text(PyObject* object) {
-  Py_ssize_t size = 0;
-  const char* characters = PyUnicode_AsUTF8AndSize(object, &size);
-  if (!characters) throw py::error_already_set();
-  return std::string(characters, size);
 }
 
 struct Arguments {

@@ -1,11 +1,11 @@
 // torchconv._C: what is not an operator of torch's dispatcher. Importing it also registers those that are
 // (library.cpp).
+#include "../cpu/instruction_sets.h"
 #include "../cpu/parallel.h"
 #include "../cpu/scratch.h"
-#include "../cpu/instruction_sets.h"
 #include "../cuda/device.h"
-#include "fast_path.h"
 #include "../operators.h"
+#include "fast_path.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
