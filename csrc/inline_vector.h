@@ -30,6 +30,7 @@ class InlineVector {
   const T* end() const { return data() + size_; }
   const T& operator[](std::size_t i) const { return data()[i]; }
   const T& front() const { return *data(); }
+  const T& back() const { return data()[size_ - 1]; }
 
  private:
   std::array<T, capacity> inline_;

@@ -65,7 +65,7 @@ Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geom
   const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
   set_operands(conv, dtype, x.device);
   conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
-  return {conv, size, stride, &choose(conv, Op::forward, implementation)};
+  return Call(Op::forward, conv, size, stride, implementation);
 }
 
 Call plan_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
@@ -74,7 +74,7 @@ Call plan_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size
   const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
   set_operands(conv, dtype, y.device);
   conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
-  return {conv, size, stride, &choose(conv, Op::grad_input, implementation)};
+  return Call(Op::grad_input, conv, size, stride, implementation);
 }
 
 Call plan_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
@@ -83,7 +83,7 @@ Call plan_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_si
   const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
   set_operands(conv, dtype, x.device);
   conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
-  return {conv, size, stride, &choose(conv, Op::grad_weight, implementation)};
+  return Call(Op::grad_weight, conv, size, stride, implementation);
 }
 
 void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const Geometry& geometry,
@@ -98,21 +98,21 @@ void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const G
   epilogue.activation = activation_named(activation);
   epilogue.slope = slope;
   void* y = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.implementation->forward(call.conv, x.data, w.data, y, epilogue);
+  if (!is_empty(call.size)) call.implementation->forward(call.plan, x.data, w.data, y, epilogue);
 }
 
 void conv2d_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size, const Geometry& geometry,
                        const std::string& implementation, const Allocate& allocate) {
   const Call call = plan_grad_input(dtype, y, w, input_size, geometry, implementation);
   void* x = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.implementation->grad_input(call.conv, y.data, w.data, x);
+  if (!is_empty(call.size)) call.implementation->grad_input(call.plan, y.data, w.data, x);
 }
 
 void conv2d_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_size, const Geometry& geometry,
                         const std::string& implementation, const Allocate& allocate) {
   const Call call = plan_grad_weight(dtype, x, y, kernel_size, geometry, implementation);
   void* w = allocate(call.size, call.stride);
-  if (!is_empty(call.size)) call.implementation->grad_weight(call.conv, x.data, y.data, w);
+  if (!is_empty(call.size)) call.implementation->grad_weight(call.plan, x.data, y.data, w);
 }
 
 }  // namespace torchconv

@@ -23,11 +23,17 @@ struct View {
   Sizes sizes() const { return Sizes(size, size_t(dim)); }
 };
 
-// What an operator is going to do.
+// One call of an operator, checked and planned.
 struct Call {
   Conv conv;
   std::array<int64_t, 4> size, stride;  // of the result
+  AnyPlan plan;
   const Implementation* implementation;
+
+  // Chooses the implementation and plans the call; see choose() for `names`.
+  Call(Op op, const Conv& conv, const std::array<int64_t, 4>& size, const std::array<int64_t, 4>& stride,
+       const std::string& names)
+      : conv(conv), size(size), stride(stride), implementation(&choose(conv, op, names, plan)) {}
 };
 
 // All operands are of `dtype` and on the device of the first. `implementation` may be empty; see choose(). Errors are

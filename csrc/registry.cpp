@@ -55,7 +55,7 @@ std::vector<const Implementation*> rows_named(const std::string& name) {
   return found;
 }
 
-const Implementation& choose_among(const Conv& conv, Op op, const std::string& names) {
+const Implementation& choose_among(const Conv& conv, Op op, const std::string& names, AnyPlan& plan) {
   std::vector<std::string> wanted, left_out;
   for (const std::string& part : split(names)) {
     if (part.rfind('!', 0) == 0) {
@@ -76,15 +76,15 @@ const Implementation& choose_among(const Conv& conv, Op op, const std::string& n
       if (row->device != conv.device) continue;
       of_device = true;
       available |= row->available();
-      if (is_left_out(*row) || !row->can_do(conv, op)) continue;
+      if (is_left_out(*row) || !row->can_plan(conv, op, plan)) continue;
       if (row->suits(conv, op)) return *row;
       if (!able) able = row;
     }
-    if (able) return *able;
+    if (able && able->plan(conv, op, plan)) return *able;
   }
   if (wanted.empty())
     for (const Implementation& row : implementations())
-      if (!is_left_out(row) && row.can_do(conv, op) && row.suits(conv, op)) return row;
+      if (!is_left_out(row) && row.can_plan(conv, op, plan) && row.suits(conv, op)) return row;
   if (!of_device) refuse(names, std::string("is not for tensors on ") + device_name(conv.device));
   if (!available) refuse(names, "cannot run on this machine");
   refuse(names, std::string("does not do this ") + op_name(op) + " problem");
@@ -110,10 +110,10 @@ std::string current_name(std::string name) {
 
 const char* device_name(Device device) { return device == Device::cuda ? "cuda" : "cpu"; }
 
-const Implementation& choose(const Conv& conv, Op op, const std::string& names) {
-  if (!names.empty()) return choose_among(conv, op, names);
+const Implementation& choose(const Conv& conv, Op op, const std::string& names, AnyPlan& plan) {
+  if (!names.empty()) return choose_among(conv, op, names, plan);
   for (const Implementation& row : implementations())
-    if (row.can_do(conv, op) && row.suits(conv, op)) return row;
+    if (row.can_plan(conv, op, plan) && row.suits(conv, op)) return row;
   // Not reached on a device whose reference is available: it supports and suits every problem.
   refuse(std::string("no implementation for tensors on ") + device_name(conv.device) + " can run on this machine");
 }
@@ -121,11 +121,11 @@ const Implementation& choose(const Conv& conv, Op op, const std::string& names) 
 std::string why_not(const Implementation& row, const Conv& conv, Op op) {
   if (!row.available()) return "this machine does not have its instructions";
   if (!row.has(op)) return std::string("it does not have ") + op_name(op);
-  if (!row.supports(conv, op)) {
+  if (AnyPlan plan; !row.plan(conv, op, plan)) {
     const bool empty = conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0;
-    return empty ? "it does not do empty tensors" : std::string("it does ") + row.does;
+    return empty ? "it does not do empty tensors" : std::string("it does ") + row.supported;
   }
-  return row.suits(conv, op) ? "" : std::string("it is for ") + row.is_for;
+  return row.suits(conv, op) ? "" : std::string("it is for ") + row.suited;
 }
 
 }  // namespace torchconv

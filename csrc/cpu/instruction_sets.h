@@ -5,6 +5,7 @@
 
 #include "../correlation.h"
 #include "../epilogue.h"
+#include "../intmath.h"
 #include "../registry.h"
 #include "cpu_features.h"
 #include "parallel.h"
@@ -21,6 +22,7 @@
 #include <cstring>
 #include <limits>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>

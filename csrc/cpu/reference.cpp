@@ -162,33 +162,47 @@ void with_type(Dtype dtype, const Body& body) {
   }
 }
 
+// Its plan is the problem.
+bool make_plan(const Conv& conv, Op, AnyPlan& plan) {
+  plan.emplace<Conv>(conv.dtype, conv);
+  return true;
+}
+
+void run_forward(const AnyPlan& plan, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+  with_type(plan.dtype(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    forward(plan.get<Conv>(), static_cast<const T*>(x), static_cast<const T*>(w), static_cast<T*>(y), epilogue);
+  });
+}
+
+void run_grad_input(const AnyPlan& plan, const void* y, const void* w, void* x) {
+  with_type(plan.dtype(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    grad_input(plan.get<Conv>(), static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
+  });
+}
+
+void run_grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w) {
+  with_type(plan.dtype(), [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    grad_weight(plan.get<Conv>(), static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
+  });
+}
+
 }  // namespace
 
 Implementation reference() {
-  Implementation row;
-  row.name = "cpu.reference";
-  row.available = [] { return true; };
-  row.supports = [](const Conv&, Op) { return true; };
-  row.suits = [](const Conv&, Op) { return true; };
-  row.forward = [](const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
-    with_type(conv.dtype, [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
-      forward(conv, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<T*>(y), epilogue);
-    });
-  };
-  row.grad_input = [](const Conv& conv, const void* y, const void* w, void* x) {
-    with_type(conv.dtype, [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
-      grad_input(conv, static_cast<const T*>(y), static_cast<const T*>(w), static_cast<T*>(x));
-    });
-  };
-  row.grad_weight = [](const Conv& conv, const void* x, const void* y, void* w) {
-    with_type(conv.dtype, [&](auto* t) {
-      using T = std::remove_pointer_t<decltype(t)>;
-      grad_weight(conv, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(w));
-    });
-  };
-  return row;
+  return {.name = "cpu.reference",
+          .device = Device::cpu,
+          .available = [] { return true; },
+          .suits = [](const Conv&, Op) { return true; },
+          .supported = "every problem",
+          .suited = "every problem",
+          .plan = make_plan,
+          .describe = [](const AnyPlan&, Op) { return std::string("element by element"); },
+          .forward = run_forward,
+          .grad_input = run_grad_input,
+          .grad_weight = run_grad_weight};
 }
 
 }  // namespace torchconv::cpu

@@ -78,9 +78,14 @@ std::map<std::string, bool> cpu_features() {
   return features;
 }
 
+struct Choice {
+  std::string implementation, plan;                              // its name, and its tiles and blocks in words
+  std::vector<std::pair<std::string, std::string>> passed_over;  // implementations before it, and why not
+};
+
 // The implementation that an operator would run for operands of these sizes and strides (in elements) on `device`,
-// "cpu" or "cuda", and why it would not run those before it.
-std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
+// "cpu" or "cuda".
+Choice chosen(
     const std::string& op, const std::string& dtype, const std::vector<int64_t>& a_size,
     const std::vector<int64_t>& a_stride, const std::vector<int64_t>& b_size, const std::vector<int64_t>& b_stride,
     const std::vector<int64_t>& size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -104,7 +109,7 @@ std::pair<std::string, std::vector<std::pair<std::string, std::string>>> chosen(
     if (row.name == std::string(call.implementation->name)) break;
     if (row.device == where) passed_over.emplace_back(row.name, why_not(row, call.conv, which));
   }
-  return {call.implementation->name, passed_over};
+  return {call.implementation->name, call.implementation->describe(call.plan, which), passed_over};
 }
 
 // Of one thread, with the widest vectors that this machine has, in GFLOP/s.
@@ -157,6 +162,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info);
   module.def("cpu_features", &cpu_features);
   module.def("current_name", &current_name);
+  py::class_<Choice>(module, "Choice", py::module_local())
+      .def_readonly("implementation", &Choice::implementation)
+      .def_readonly("plan", &Choice::plan)
+      .def_readonly("passed_over", &Choice::passed_over);
   module.def("chosen", &chosen);
   module.def("scratch_bytes", &cpu::scratch_bytes);
   module.def("take_scratch_need", &cpu::take_scratch_need);

@@ -188,14 +188,14 @@ struct Operator {
   bool tf32;     // ignored on the CPU
   bool spoiled;  // a has an element that is infinite or NaN
 
-  Conv conv(const Implementation& row) const {
+  bool can_plan(const Implementation& row, AnyPlan& plan) const {
     Conv conv = call.conv;
     conv.device = row.device, conv.tf32 = tf32 && row.device == Device::cuda;
-    return conv;
+    return row.can_plan(conv, op, plan);
   }
-  void run(const Implementation& row, void* result) const {
-    if (op == Op::forward) return row.forward(conv(row), a.data(), b.data(), result, epilogue);
-    return (op == Op::grad_input ? row.grad_input : row.grad_weight)(conv(row), a.data(), b.data(), result);
+  void run(const Implementation& row, const AnyPlan& plan, void* result) const {
+    if (op == Op::forward) return row.forward(plan, a.data(), b.data(), result, epilogue);
+    return (op == Op::grad_input ? row.grad_input : row.grad_weight)(plan, a.data(), b.data(), result);
   }
 };
 
@@ -217,13 +217,14 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
     if (&row != what.call.implementation) rows.push_back(&row);
   for (const Implementation* row : rows) {
     const bool is_reference = row == what.call.implementation;
-    if (!row->can_do(what.conv(*row), what.op) || (what.spoiled && is_winograd(*row))) continue;
+    AnyPlan plan;
+    if (!what.can_plan(*row, plan) || (what.spoiled && is_winograd(*row))) continue;
     if (!is_reference && std::string(row->name).find(part) == std::string::npos) continue;
     std::snprintf(where, sizeof where, "kernels 1 %llu: %s %s: %s", static_cast<unsigned long long>(seed), row->name,
                   what.name, words.c_str());
     const Guarded result(what.call.size, what.call.stride, item_size(dtype), at_end);
     const std::vector<char> a = what.a.bytes(), b = what.b.bytes();
-    what.run(*row, result.data());
+    what.run(*row, plan, result.data());
 
     size_t i = 0;
     double difference = 0;

@@ -6,6 +6,10 @@
 #include "../micro/bf16_pair.h"
 #endif
 
+#include "../pack/bias.h"
+
+#include "../pack/reduce_chunks.h"
+
 #include "../micro/gemm.h"
 
 #include "../micro/small_k.h"

@@ -3,6 +3,8 @@
 
 namespace grouped {
 
+constexpr const char* in_place_description = "x is read in place";
+
 // Whether the address of every window can be computed without overflow, including windows far outside the input.
 inline bool has_addresses(const Axis& axis, int64_t stride) {
   const double reach = std::abs(double(axis.pad)) + axis.in + double(axis.dilation) * axis.kernel + axis.stride;
@@ -54,7 +56,7 @@ void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const 
     all_taps.emplace_back(part, w, y, share, scratch);
     taps += part.conv.rows.kernel * part.conv.cols.kernel;
   }
-  const T* bias = read_bias<S>(epilogue, share, conv.K, scratch);
+  const T* bias = pack_bias<S>(epilogue, conv.K, share.out, L, scratch);  // [vector][lane]
   const bool stream = streams(conv, y, conv.K);
 
   // Tasks: a few rows of outputs of one image, for all channels and all parts.
@@ -149,7 +151,7 @@ void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
       }
     }
   });
-  reduce_chunks(conv, share, accumulators, chunks, w);
+  store_taps(conv, share, accumulators, chunks, w);
 }
 
 }  // namespace grouped

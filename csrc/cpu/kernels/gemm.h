@@ -32,6 +32,16 @@ struct Plan {
   bool possible;
   Blocks<S> blocks;
 
+  std::string describe() const {
+    std::string text = "blocks of " + std::to_string(blocks.pixels()) + " pixels and " +
+                       std::to_string(channels * values_per<E>) + " input channels";
+    if (small_k) return text + ", lanes are elements of the reduction";
+    text += ", panels of " + std::to_string(lanes_per_panel) + " output channels";
+    if (in_place) text += ", x is read in place";
+    if (!direct) text += ", results are staged";
+    return text;
+  }
+
   // The lanes of a panel. For the last panel of a group, one vector may be enough.
   int64_t lanes_of(int64_t panel, int64_t K) const {
     return !small_k && panel % panels == panels - 1 && K - (panels - 1) * lanes_per_panel <= lanes<S> ? lanes<S>
@@ -209,12 +219,12 @@ void write_zeros(const Correlation& conv, S* y) {
 
 // Computes one correlation: y = activation(correlation of x and w + bias).
 template <class E, class S>
-void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+void correlate(const Correlation& conv, const Plan<E, S>& plan, const S* x, const S* w, S* y,
+               const Epilogue& epilogue) {
   if (conv.rows.kernel * conv.cols.kernel == 0) return write_zeros(conv, y);
   using T = Acc<S>;
   constexpr int L = lanes<S>, per = values_per<E>;
   using Plan = gemm::Plan<E, S>;
-  const Plan plan = gemm::plan<E, S>(conv);
   // The reduction is not cut into pieces for small_k, where each lane accumulates only a part of it, nor for bf16
   // pairs, whose results are rounded to bfloat16.
   const int64_t longest = plan.small_k || per > 1 ? std::numeric_limits<int64_t>::max() : max_reduction;
@@ -226,12 +236,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   Scratch scratch;
 
   // bias[group][panel][lane]
-  T* bias = nullptr;
-  if (epilogue.bias) {
-    bias = scratch.take<T>(conv.groups * plan.panels * NR);
-    for (int64_t k = 0; k < conv.K; ++k)
-      bias[k / K * plan.panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
-  }
+  const T* bias = pack_bias<S>(epilogue, conv.K, K, plan.panels * NR, scratch);
 
   const int64_t blocks = plan.blocks.count();
 
@@ -377,9 +382,10 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
       const int64_t run = whole ? (block.p_end - block.p) * Q : block.q_end - block.q;
       for (int64_t i = block.n; i < block.n_end; ++i)
         for (int64_t j = block.p; j < block.p_end; j += whole ? P : 1, from += run * width)
-          write_tile(from, width, run, count,
-                     y + i * conv.y.n + (group * K + k) * conv.y.c + j * conv.y.h + block.q * conv.y.w, conv.y.w,
-                     conv.y.c, fused, 0);
+          write_tile<S>(from, width,
+                        {y + i * conv.y.n + (group * K + k) * conv.y.c + j * conv.y.h + block.q * conv.y.w, run, count,
+                         conv.y.w, conv.y.c},
+                        fused);
     });
   }
 }

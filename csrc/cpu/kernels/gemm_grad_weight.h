@@ -31,6 +31,16 @@ struct WeightPlan {
   bool direct = false;  // accumulators are stored straight to w
   bool possible = false;
 
+  std::string describe() const {
+    std::string text = "blocks of " + std::to_string(blocks.pixels()) + " pixels in " + std::to_string(chunks) +
+                       (chunks == 1 ? " chunk, " : " chunks, ") + std::to_string(channels) + " input channels and " +
+                       std::to_string(filters) + " output channels a task, lanes are " +
+                       (swapped ? "output channels" : "input channels");
+    if (x_in_place) text += ", x is read in place";
+    if (y_in_place) text += ", y is read in place";
+    return text;
+  }
+
   int64_t accumulators() const { return swapped ? runs * run_pitch : filters * pitch; }
 };
 
@@ -129,11 +139,10 @@ inline double weight_cost(const Conv& conv) {
 
 // Computes w = grad_weight(x, y), where y is the output gradient.
 template <class E, class S>
-void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
+void grad_weight(const Conv& all, const WeightPlan<S>& plan, const S* x, const S* y, S* w) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
   using Plan = WeightPlan<S>;
-  const Plan plan = weight_plan<E, S>(all);
   const Conv conv = half_batch<E>(all);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
   const Correlation problem = forward_correlation(conv);
@@ -142,14 +151,13 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
   // A function with the arguments of read_tile that reads a tile of image n, of a tensor whose images are `image`
   // elements apart. With bf16 pairs, it reads images n and n + conv.N.
   const auto reader = [&](int64_t n, int64_t image) {
-    return [high = n + conv.N < all.N ? conv.N * image : no_second](const S* from, int64_t row, int64_t lane,
-                                                                    int64_t rows, int64_t count, E* to, int64_t pitch,
-                                                                    int64_t ahead = 0) {
+    return [high = n + conv.N < all.N ? conv.N * image : no_second](const StridedMatrix<const S>& from, E* to,
+                                                                    int64_t pitch, int64_t ahead = 0) {
       if constexpr (values_per<E> > 1) {
-        read_elements(from, high, row, lane, rows, count, to, pitch);
+        read_elements(from, high, to, pitch);
       } else {
         (void)high;
-        read_tile(from, row, lane, rows, count, to, pitch, ahead);
+        read_tile(from, to, pitch, ahead);
       }
     };
   };
@@ -209,9 +217,10 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
           E* copy = scratch.take<E>(block.pixels() * a_q);
           for (int64_t n = 0; n < images; ++n)
             for (int64_t p = 0; p < rows; ++p)
-              reader(block.n + n, conv.y.n)(y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c +
-                                                (block.p + p) * conv.y.h + block.q * conv.y.w,
-                                            conv.y.w, conv.y.c, cols, filters, copy + n * a_n + p * a_p, a_q);
+              reader(block.n + n, conv.y.n)({y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c +
+                                                 (block.p + p) * conv.y.h + block.q * conv.y.w,
+                                             cols, filters, conv.y.w, conv.y.c},
+                                            copy + n * a_n + p * a_p, a_q);
           a = copy;
         }
         if (plan.x_in_place) {
@@ -289,30 +298,27 @@ void grad_weight(const Conv& all, const S* x, const S* y, S* w) {
       for (int64_t cg = 0; cg < channel_groups; ++cg) {
         T* total =
             accumulators + ((slice - first) * channel_groups + cg) * plan.chunks * plan.accumulators() + part * size;
-        for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)
-          for (int64_t i = 0; i < size; i += L)
-            store(total + i, load(total + i) + load(total + chunk * plan.accumulators() + i));
+        reduce_chunks(total, size, plan.chunks, plan.accumulators());
         const int64_t c = cg * plan.channels, channels = std::min(plan.channels, C - c);
         S* to = w + (group * K + k) * conv.w.n + c * conv.w.c;
-        const FusedEpilogue<T> fused;
         if (plan.swapped) {
           for (int64_t s = 0; s < (plan.joined ? conv.cols.kernel : 1); ++s) {
             const int64_t r_at = plan.joined ? part : part / conv.cols.kernel,
                           s_at = plan.joined ? s : part % conv.cols.kernel;
-            write_tile(total + s * channels * plan.pitch, plan.pitch, channels, filters,
-                       to + r_at * conv.w.h + s_at * conv.w.w, conv.w.c, conv.w.n, fused, 0);
+            write_tile<S>(total + s * channels * plan.pitch, plan.pitch,
+                          {to + r_at * conv.w.h + s_at * conv.w.w, channels, filters, conv.w.c, conv.w.n});
           }
           continue;
         }
         to += part * conv.w.n;
         if (plan.joined && conv.cols.kernel * channels == plan.run_pitch && conv.w.h == conv.cols.kernel * conv.w.w)
-          write_tile(total, channels, conv.rows.kernel * conv.cols.kernel, channels, to, conv.w.w, conv.w.c, fused, 0);
+          write_tile<S>(total, channels, {to, conv.rows.kernel * conv.cols.kernel, channels, conv.w.w, conv.w.c});
         else
           for (int64_t r = 0; r < conv.rows.kernel; ++r)
             for (int64_t s = 0; s < conv.cols.kernel; ++s)
-              write_tile(plan.joined ? total + r * plan.run_pitch + s * channels
-                                     : total + (r * conv.cols.kernel + s) * plan.run_pitch,
-                         0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c, fused, 0);
+              write_tile<S>(plan.joined ? total + r * plan.run_pitch + s * channels
+                                        : total + (r * conv.cols.kernel + s) * plan.run_pitch,
+                            0, {to + r * conv.w.h + s * conv.w.w, 1, channels, 0, conv.w.c});
       }
     });
   }

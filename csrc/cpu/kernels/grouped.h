@@ -27,6 +27,10 @@ struct Plan {
 
   int64_t rows, cols, row_blocks, col_blocks;
   bool possible;
+
+  std::string describe() const {
+    return "patches of " + std::to_string(rows) + " rows and " + std::to_string(cols) + " columns of outputs";
+  }
 };
 
 template <class S>
@@ -128,7 +132,7 @@ void read_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* 
     // Depthwise: the taps of a lane are contiguous, in reverse order in a flipped kernel.
     const bool flipped = conv.w.w < 0 && taps > 0;
     const S* from = w + v * share.out * conv.w_group + (flipped ? (taps - 1) * conv.w.w : 0);
-    read_tile(from, 1, conv.w_group, taps, count, to + (flipped ? (taps - 1) * L : 0), flipped ? -L : L);
+    read_tile<S>({from, taps, count, 1, conv.w_group}, to + (flipped ? (taps - 1) * L : 0), flipped ? -L : L);
     return;
   }
   for (int64_t lane = 0; lane < count; ++lane) {
@@ -195,18 +199,6 @@ struct Taps {
   }
 };
 
-// The bias as [vector][lane], or null if there is none.
-template <class S>
-Acc<S>* read_bias(const Epilogue& epilogue, const Lanes& share, int64_t K, Scratch& scratch) {
-  constexpr int L = lanes<S>;
-  using T = Acc<S>;
-  if (!epilogue.bias) return nullptr;
-  T* bias = scratch.take<T>(share.vectors * L);
-  for (int64_t k = 0; k < K; ++k)
-    bias[k / share.out * L + k % share.out] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
-  return bias;
-}
-
 // A correlation that reads all inputs that the parts of a result read: a single part's own correlation, or else a
 // correlation of stride 1 whose window spans the windows of all parts.
 inline Correlation hull(const Parts& parts) {
@@ -229,33 +221,42 @@ inline Correlation hull(const Parts& parts) {
   return all;
 }
 
-// Whether the patches and the packed taps of all parts fit into the working memory.
+// How all parts of a result are computed from the same patches. Not `possible` if the patches or the packed taps of all
+// parts exceed the working memory.
 template <class S>
-bool fits(const Parts& parts) {
-  double taps = 0;
-  for (const Part& part : parts) taps += double(part.conv.rows.kernel) * part.conv.cols.kernel;
-  const Correlation all = hull(parts);
-  const Lanes share(all, lanes<S>);
-  return plan<S>(all).possible && (taps * share.c + 1) * share.vectors * lanes<S> * sizeof(Acc<S>) <= Plan::taps_bytes;
-}
+struct PartsPlan {
+  Parts parts;
+  Correlation hull;
+  Plan plan;
+  bool possible;
+
+  explicit PartsPlan(const Parts& parts) : parts(parts), hull(grouped::hull(parts)), plan(grouped::plan<S>(hull)) {
+    const Lanes share(hull, lanes<S>);
+    double taps = 0;
+    for (const Part& part : parts) taps += double(part.conv.rows.kernel) * part.conv.cols.kernel;
+    possible = plan.possible && (taps * share.c + 1) * share.vectors * lanes<S> * sizeof(Acc<S>) <= Plan::taps_bytes;
+  }
+
+  std::string describe() const { return plan.describe(); }
+};
 
 // forward and grad_input: computes all parts of a result from the same patches.
 template <class S>
-void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+void correlate(const PartsPlan<S>& whole, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
-  const Correlation conv = hull(parts);
+  const Correlation& conv = whole.hull;
+  const Plan& plan = whole.plan;
   const Lanes share(conv, L);
-  const Plan plan = grouped::plan<S>(conv);
   const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks;
   Scratch scratch;
   std::vector<Taps<S, T>> all_taps;
   int64_t taps = 0, runs = 0;
-  for (const Part& part : parts) {
+  for (const Part& part : whole.parts) {
     all_taps.emplace_back(part, w, y, share, scratch);
     taps += part.conv.rows.kernel * part.conv.cols.kernel * share.c, runs = std::max(runs, all_taps.back().runs);
   }
-  const T* bias = read_bias<S>(epilogue, share, conv.K, scratch);
+  const T* bias = pack_bias<S>(epilogue, conv.K, share.out, L, scratch);  // [vector][lane]
   const bool direct = std::is_same_v<S, T> && conv.y.c == 1;
   const bool stream = direct && share.out == L && conv.K % L == 0 && streams(conv, y, conv.K);
 
@@ -306,9 +307,9 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
           }
         if (direct) continue;
         const bool whole = cols == part.cols.out && part.y.h == cols * part.y.w;
-        if (whole) write_tile(out, L, rows * cols, count, target, part.y.w, part.y.c, fused, 0);
+        if (whole) write_tile<S>(out, L, {target, rows * cols, count, part.y.w, part.y.c}, fused);
         for (int64_t p = 0; p < rows && !whole; ++p)
-          write_tile(out + p * tile.y_row, L, cols, count, target + p * part.y.h, part.y.w, part.y.c, fused, 0);
+          write_tile<S>(out + p * tile.y_row, L, {target + p * part.y.h, cols, count, part.y.w, part.y.c}, fused);
       }
     }
     if (stream) finish_streams();
@@ -317,18 +318,15 @@ void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue&
 
 // Adds the accumulators of all chunks, [chunk][vector][r][c][s][lane], and stores the results to w.
 template <class S>
-void reduce_chunks(const Conv& conv, const Lanes& share, Acc<S>* accumulators, int64_t chunks, S* w) {
+void store_taps(const Conv& conv, const Lanes& share, Acc<S>* accumulators, int64_t chunks, S* w) {
   constexpr int L = lanes<S>;
   const int64_t size = conv.rows.kernel * conv.cols.kernel * share.c * L;
   parallel_for(share.vectors, double(chunks) * size, [&](int64_t v) {
     Acc<S>* total = accumulators + v * size;
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      const Acc<S>* part = total + chunk * share.vectors * size;
-      for (int64_t i = 0; i < size; i += L) store(total + i, load(total + i) + load(part + i));
-    }
+    reduce_chunks(total, size, chunks, share.vectors * size);
     const int64_t taps = size / L, count = std::min(share.out, conv.K - v * share.out);
     if (share.c == 1 && conv.w.w == 1 && conv.w.h == conv.cols.kernel)
-      return write_tile(total, L, taps, count, w + v * share.out * conv.w.n, 1, conv.w.n, FusedEpilogue<Acc<S>>(), 0);
+      return write_tile<S>(total, L, {w + v * share.out * conv.w.n, taps, count, 1, conv.w.n});
     for (int64_t lane = 0; lane < count; ++lane) {
       const Acc<S>* from = total + lane;
       S* to = w + (v * share.out + lane) * conv.w.n;
@@ -369,11 +367,10 @@ constexpr int64_t pixels_at_once = 256;  // output pixels whose rows of x stay i
 
 // grad_weight by patches. Tasks: sets of vectors x chunks of blocks.
 template <class S>
-void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+void grad_weight(const Conv& conv, const Plan& plan, const S* x, const S* y, S* w) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
   const Lanes share(conv, L);
-  const Plan plan = grouped::plan<S>(conv);
   const Correlation problem = forward_correlation(conv);
   const int64_t blocks = conv.N * plan.row_blocks * plan.col_blocks, R = conv.rows.kernel, S_taps = conv.cols.kernel;
   const int64_t taps = R * S_taps * share.c, size = taps * L;
@@ -404,7 +401,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
         const bool in_place = std::is_same_v<S, T> && conv.y.c == 1 && count == L;
         T* copy = in_place ? nullptr : scratch.take<T>(rows * cols * L);
         for (int64_t p = 0; p < rows && !in_place; ++p)
-          read_tile(from + p * conv.y.h, conv.y.w, conv.y.c, cols, count, copy + p * cols * L, L);
+          read_tile<S>({from + p * conv.y.h, cols, count, conv.y.w, conv.y.c}, copy + p * cols * L, L);
         const T* gradient = in_place ? reinterpret_cast<const T*>(from) : copy;
         const int64_t y_row = in_place ? conv.y.h : cols * L, y_pixel = in_place ? conv.y.w : L;
         const int64_t x_row = patch.rows.step * patch.row_pitch(), tap_row = conv.rows.dilation * patch.row_pitch();
@@ -439,7 +436,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       }
     }
   });
-  reduce_chunks(conv, share, accumulators, chunks, w);
+  store_taps(conv, share, accumulators, chunks, w);
 }
 
 }  // namespace grouped

@@ -2,22 +2,17 @@
 // they make.
 //
 // A kernel is a type with these members. S is the dtype of the tensors:
-//   name                   the name of the implementation, after that of the instruction set
-//   Types                  the dtypes it supports, a TypeList
-//   fits<S>(parts)         whether `correlate` supports the problem
-//   fits_weight<S>(Conv)   whether `grad_weight` supports it
-//   suits(Conv, Op)        whether it is likely to be faster than the implementations after it
-//   does, is_for           the same two checks in words
-//   correlate<S>           forward and grad_input
-//   grad_weight<S>
-
-// Whether `condition` holds for the correlations of all parts.
-template <class Condition>
-bool all_of(const Parts& parts, const Condition& condition) {
-  for (const Part& part : parts)
-    if (!condition(part.conv)) return false;
-  return true;
-}
+//   name                  the name of the implementation
+//   Types                 the dtypes it supports, a TypeList
+//   supported, suited     the problems that it supports and suits, in words
+//   suits(Conv, Op)       whether it is likely to be faster than the implementations after it
+//   Correlate<S>          a plan of forward or grad_input, constructed from the parts of the result
+//   GradWeight<S>         a plan of grad_weight, constructed from the problem
+//
+// A plan has these members:
+//   possible              whether the kernel supports the problem
+//   describe()            its tiles and blocks in words
+//   run(...)              computes; instantiated by the files that define Operators (run.h)
 
 inline Dtype dtype_of(double) { return Dtype::float64; }
 inline Dtype dtype_of(float) { return Dtype::float32; }
@@ -38,48 +33,62 @@ using AllTypes = TypeList<double, float, BFloat16, Half>;
 
 // The operators of an implementation, defined in run.h.
 template <class Kernel>
-struct Correlate {
-  static void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue);
-  static void grad_input(const Conv& conv, const void* y, const void* w, void* x);
+struct Operators {
+  static void forward(const AnyPlan& plan, const void* x, const void* w, void* y, const Epilogue& epilogue);
+  static void grad_input(const AnyPlan& plan, const void* y, const void* w, void* x);
+  static void grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w);
 };
 
-template <class Kernel>
-struct GradWeight {
-  static void grad_weight(const Conv& conv, const void* x, const void* y, void* w);
-};
+// The start of the description of a plan of `phases` phases, which goes on with the plan of the first one.
+inline std::string in_phases(size_t phases) { return phases > 1 ? std::to_string(phases) + " phases, each: " : ""; }
 
 // Maximum number of phases of grad_input. With more, a phase has hardly more than a pixel, and listing the phases takes
 // longer than computing them.
 constexpr double max_phases = 4096;
 
-// Implementation::supports: whether the kernel supports this operator for the problem. Empty problems are left to the
-// reference.
+// Implementation::plan. Empty problems are left to the reference.
 template <class Kernel>
-bool supports(const Conv& conv, Op op) {
+bool make_plan(const Conv& conv, Op op, AnyPlan& plan) {
+  if (conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0) return false;
+  if (op == Op::grad_input && grad_input_phases(conv) > max_phases) return false;
   bool possible = false;
   Kernel::Types::with(conv.dtype, [&](auto t) {
-    using S = decltype(t);
-    if (conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0) return;
-    if (op == Op::grad_input && grad_input_phases(conv) > max_phases) return;
-    possible = op == Op::forward      ? Kernel::template fits<S>(forward_parts(conv))
-               : op == Op::grad_input ? Kernel::template fits<S>(grad_input_parts(conv))
-                                      : Kernel::template fits_weight<S>(conv);
+    using Correlate = typename Kernel::template Correlate<decltype(t)>;
+    using GradWeight = typename Kernel::template GradWeight<decltype(t)>;
+    switch (op) {
+      case Op::forward: possible = plan.emplace<Correlate>(conv.dtype, forward_parts(conv)).possible; break;
+      case Op::grad_input: possible = plan.emplace<Correlate>(conv.dtype, grad_input_parts(conv)).possible; break;
+      case Op::grad_weight: possible = plan.emplace<GradWeight>(conv.dtype, conv).possible; break;
+    }
   });
   return possible;
 }
 
+// Implementation::describe.
+template <class Kernel>
+std::string describe(const AnyPlan& plan, Op op) {
+  std::string text;
+  Kernel::Types::with(plan.dtype(), [&](auto t) {
+    using Correlate = typename Kernel::template Correlate<decltype(t)>;
+    using GradWeight = typename Kernel::template GradWeight<decltype(t)>;
+    text = op == Op::grad_weight ? plan.get<GradWeight>().describe() : plan.get<Correlate>().describe();
+  });
+  return text;
+}
+
 template <class Kernel>
 constexpr Implementation implementation() {
-  return {Kernel::name,
-          Device::cpu,
-          available,
-          supports<Kernel>,
-          Kernel::suits,
-          Kernel::does,
-          Kernel::is_for,
-          Correlate<Kernel>::forward,
-          Correlate<Kernel>::grad_input,
-          GradWeight<Kernel>::grad_weight};
+  return {.name = Kernel::name,
+          .device = Device::cpu,
+          .available = available,
+          .suits = Kernel::suits,
+          .supported = Kernel::supported,
+          .suited = Kernel::suited,
+          .plan = make_plan<Kernel>,
+          .describe = describe<Kernel>,
+          .forward = Operators<Kernel>::forward,
+          .grad_input = Operators<Kernel>::grad_input,
+          .grad_weight = Operators<Kernel>::grad_weight};
 }
 
 #define TORCHCONV_STRING(text) TORCHCONV_STRING_OF(text)
@@ -93,53 +102,59 @@ template <template <class S> class E>
 struct Gemm {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("gemm");
   using Types = AllTypes;
-  static constexpr const char* does = "problems whose packed weights and accumulators fit into its working memory";
-  static constexpr const char* is_for = "everything";
+  static constexpr const char* supported = "problems whose packed weights and accumulators fit into its working memory";
+  static constexpr const char* suited = "everything";
 
-  template <class S>
-  static bool fits(const Parts& parts) {
-    return all_of(parts, [](const Correlation& conv) { return gemm::plan<E<S>, S>(conv).possible; });
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return gemm::weight_plan<E<S>, S>(conv).possible;
-  }
   static bool suits(const Conv&, Op) { return true; }
 
   template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    for (const Part& part : parts) gemm::correlate<E<S>>(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
-  }
+  struct Correlate {
+    struct Step {
+      Part part;
+      gemm::Plan<E<S>, S> plan;
+    };
+    InlineVector<Step, 4> steps;
+    bool possible = true;
+
+    explicit Correlate(const Parts& parts) {
+      for (const Part& part : parts) {
+        steps.push_back({part, gemm::plan<E<S>, S>(part.conv)});
+        possible = possible && steps.back().plan.possible;
+      }
+    }
+    std::string describe() const { return in_phases(steps.size()) + steps.front().plan.describe(); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      for (const auto& [part, plan] : steps)
+        gemm::correlate(part.conv, plan, x, w + part.w_offset, y + part.y_offset, epilogue);
+    }
+  };
+
   template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    gemm::grad_weight<E<S>>(conv, x, y, w);
-  }
+  struct GradWeight {
+    Conv conv;
+    gemm::WeightPlan<S> plan;
+    bool possible;
+
+    explicit GradWeight(const Conv& conv)
+        : conv(conv), plan(gemm::weight_plan<E<S>, S>(conv)), possible(plan.possible) {}
+    std::string describe() const { return plan.describe(); }
+    void run(const S* x, const S* y, S* w) const { gemm::grad_weight<E<S>>(conv, plan, x, y, w); }
+  };
 };
 
 // winograd, for 3x3 kernels of stride 1.
 struct Winograd {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("winograd");
   using Types = AllTypes;
-  static constexpr const char* does =
+  static constexpr const char* supported =
       "3x3 kernels of stride 1, with dilations below 2^20 (in grad_weight none), of at most 4096 channels a group";
-  static constexpr const char* is_for =
+  static constexpr const char* suited =
       "32 channels and more (16 in each of several groups) and outputs of 4x4 and more";
 
-  static bool fits(const Conv& conv) {
+  static bool is_supported(const Conv& conv) {
     return conv.rows.kernel == 3 && conv.cols.kernel == 3 && conv.rows.stride == 1 && conv.cols.stride == 1 &&
            conv.rows.dilation < 1 << 20 && conv.cols.dilation < 1 << 20 && conv.C_per_group() <= 4096 &&
            conv.K_per_group() <= 4096;
-  }
-  template <class S>
-  static bool fits(const Parts& parts) {
-    constexpr double bias_bytes = 8 << 20;  // packed bias of all groups
-    return all_of(parts, [](const Correlation& conv) {
-      return fits(conv) && double(conv.groups) * (conv.K_per_group() + 2 * lanes<S>)*sizeof(Acc<S>) <= bias_bytes;
-    });
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return fits(conv) && conv.rows.dilation == 1 && conv.cols.dilation == 1;
   }
   // Pays off with 32 or more channels: with fewer, the transforms cost more than the products that they save. With
   // several groups, winograd gains less, but the other kernels lose more, and 16 channels are enough.
@@ -150,62 +165,88 @@ struct Winograd {
   }
 
   template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    for (const Part& part : parts) winograd::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
-  }
+  struct Correlate {
+    static constexpr double bias_bytes = 8 << 20;  // the packed bias of all groups
+
+    Parts parts;
+    bool possible = true;
+
+    explicit Correlate(const Parts& parts) : parts(parts) {
+      for (const auto& [conv, w_offset, y_offset] : parts)
+        possible = possible && is_supported(conv) &&
+                   double(conv.groups) * (conv.K_per_group() + 2 * lanes<S>)*sizeof(Acc<S>) <= bias_bytes;
+    }
+    std::string describe() const { return in_phases(parts.size()) + winograd::describe<S>(parts.front().conv); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      for (const Part& part : parts) winograd::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
+    }
+  };
+
   template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    winograd::grad_weight(conv, x, y, w);
-  }
+  struct GradWeight {
+    Conv conv;
+    bool possible;
+
+    explicit GradWeight(const Conv& conv)
+        : conv(conv), possible(is_supported(conv) && conv.rows.dilation == 1 && conv.cols.dilation == 1) {}
+    std::string describe() const { return winograd::describe_grad_weight<S>(conv); }
+    void run(const S* x, const S* y, S* w) const { winograd::grad_weight(conv, x, y, w); }
+  };
 };
 
 // grouped, for depthwise convolutions and groups of few channels. In place where that is possible (depthwise_nhwc.h).
 struct Grouped {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("grouped");
   using Types = AllTypes;
-  static constexpr const char* does = "groups that are no wider than a vector, if its working memory has room for them";
-  static constexpr const char* is_for = "groups of which a vector holds several";
+  static constexpr const char* supported =
+      "groups that are no wider than a vector, if its working memory has room for them";
+  static constexpr const char* suited = "groups of which a vector holds several";
 
-  template <class S>
-  static bool fits(const Parts& parts) {
-    return grouped::fits<S>(parts);
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return grouped::plan<S>(conv).possible;
-  }
   // It fills a vector with several groups, while gemm fills it from a single group.
   static bool suits(const Conv& conv, Op) { return grouped::Lanes(conv, Simd<float>::lanes).groups > 1; }
 
   template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    if constexpr (reads_in_place<S> && has_shapes<S>)
-      if (grouped::can_correlate_in_place<S>(parts)) return grouped::correlate_in_place(parts, x, w, y, epilogue);
-    grouped::correlate(parts, x, w, y, epilogue);
-  }
+  struct Correlate {
+    grouped::PartsPlan<S> plan;
+    bool in_place, possible;
+
+    explicit Correlate(const Parts& parts)
+        : plan(parts), in_place(grouped::can_correlate_in_place<S>(parts)), possible(plan.possible) {}
+    std::string describe() const { return in_place ? grouped::in_place_description : plan.describe(); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      if constexpr (reads_in_place<S> && has_shapes<S>)
+        if (in_place) return grouped::correlate_in_place(plan.parts, x, w, y, epilogue);
+      grouped::correlate(plan, x, w, y, epilogue);
+    }
+  };
+
   template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    if constexpr (reads_in_place<S> && has_shapes<S>)
-      if (grouped::can_accumulate_in_place<S>(conv)) return grouped::grad_weight_in_place(conv, x, y, w);
-    grouped::grad_weight(conv, x, y, w);
-  }
+  struct GradWeight {
+    Conv conv;
+    grouped::Plan plan;
+    bool in_place, possible;
+
+    explicit GradWeight(const Conv& conv)
+        : conv(conv),
+          plan(grouped::plan<S>(conv)),
+          in_place(grouped::can_accumulate_in_place<S>(conv)),
+          possible(plan.possible) {}
+    std::string describe() const { return in_place ? grouped::in_place_description : plan.describe(); }
+    void run(const S* x, const S* y, S* w) const {
+      if constexpr (reads_in_place<S> && has_shapes<S>)
+        if (in_place) return grouped::grad_weight_in_place(conv, x, y, w);
+      grouped::grad_weight(conv, plan, x, y, w);
+    }
+  };
 };
 
 // spatial, for few channels and for NCHW.
 struct Spatial {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("spatial");
   using Types = AllTypes;
-  static constexpr const char* does = "problems whose weights and accumulators fit into its working memory";
-  static constexpr const char* is_for = "problems that it is estimated to do faster than gemm: few channels, mostly";
+  static constexpr const char* supported = "problems whose weights and accumulators fit into its working memory";
+  static constexpr const char* suited = "problems that it is estimated to do faster than gemm: few channels, mostly";
 
-  template <class S>
-  static bool fits(const Parts& parts) {
-    return all_of(parts, [](const Correlation& conv) { return spatial::plan<S>(spatial::flattened(conv)).possible; });
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return spatial::weight_plan<S>(conv).possible;
-  }
   // Compares the estimated cycles per output pixel of spatial and gemm.
   static bool suits(const Conv& conv, Op op) {
     if (op == Op::grad_weight) return spatial::weight_cost(conv) < gemm::weight_cost(conv);
@@ -216,13 +257,38 @@ struct Spatial {
   }
 
   template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    for (const Part& part : parts) spatial::correlate(part.conv, x, w + part.w_offset, y + part.y_offset, epilogue);
-  }
+  struct Correlate {
+    struct Step {
+      Part part;  // flattened
+      spatial::Plan<S> plan;
+    };
+    InlineVector<Step, 4> steps;
+    bool possible = true;
+
+    explicit Correlate(const Parts& parts) {
+      for (Part part : parts) {
+        part.conv = spatial::flattened(part.conv);
+        steps.push_back({part, spatial::plan<S>(part.conv)});
+        possible = possible && steps.back().plan.possible;
+      }
+    }
+    std::string describe() const { return in_phases(steps.size()) + steps.front().plan.describe(); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      for (const auto& [part, plan] : steps)
+        spatial::correlate(part.conv, plan, x, w + part.w_offset, y + part.y_offset, epilogue);
+    }
+  };
+
   template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    spatial::grad_weight(conv, x, y, w);
-  }
+  struct GradWeight {
+    Conv conv;
+    spatial::WeightPlan<S> plan;
+    bool possible;
+
+    explicit GradWeight(const Conv& conv) : conv(conv), plan(spatial::weight_plan<S>(conv)), possible(plan.possible) {}
+    std::string describe() const { return plan.describe(); }
+    void run(const S* x, const S* y, S* w) const { spatial::grad_weight(conv, plan, x, y, w); }
+  };
 };
 
 #if defined(TORCHCONV_BF16_PAIRS)
@@ -234,8 +300,8 @@ using Bf16Paired = Bf16Pair;
 // gemm on bf16 pairs.
 struct Bf16PairGemm : Gemm<Bf16Paired> {
   using Types = TypeList<BFloat16>;
-  static constexpr const char* does = "bfloat16, if packed weights and accumulators fit into its working memory";
-  static constexpr const char* is_for =
+  static constexpr const char* supported = "bfloat16, if packed weights and accumulators fit into its working memory";
+  static constexpr const char* suited =
       "3 and more channels read and 16 written (grad_weight: 8, and several images) in a group";
 
   // Twice as fast as the float32 product, where the channels fill its vectors.
@@ -249,9 +315,9 @@ struct Bf16PairGemm : Gemm<Bf16Paired> {
 // winograd, accumulating in float32, for a single group: with several groups, gemm on bf16 pairs is faster.
 struct Bf16Winograd : Winograd {
   using Types = TypeList<BFloat16>;
-  static constexpr const char* does =
+  static constexpr const char* supported =
       "bfloat16: 3x3 kernels of stride 1, with dilations below 2^20 (in grad_weight none), of at most 4096 channels";
-  static constexpr const char* is_for = "32 channels and more in one group, and outputs of 4x4 and more";
+  static constexpr const char* suited = "32 channels and more in one group, and outputs of 4x4 and more";
 
   static bool suits(const Conv& conv, Op op) { return conv.groups == 1 && Winograd::suits(conv, op); }
 };
@@ -260,26 +326,34 @@ struct Bf16Winograd : Winograd {
 struct Bf16Depthwise {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("grouped");
   using Types = TypeList<BFloat16>;
-  static constexpr const char* does = "bfloat16: depthwise layers in channels_last whose channels fill whole vectors";
-  static constexpr const char* is_for = "depthwise layers";
+  static constexpr const char* supported =
+      "bfloat16: depthwise layers in channels_last whose channels fill whole vectors";
+  static constexpr const char* suited = "depthwise layers";
 
-  template <class S>
-  static bool fits(const Parts& parts) {
-    return grouped::fits<S>(parts) && grouped::can_correlate_in_place<S>(parts);
-  }
-  template <class S>
-  static bool fits_weight(const Conv& conv) {
-    return grouped::plan<S>(conv).possible && grouped::can_accumulate_in_place<S>(conv);
-  }
   static bool suits(const Conv&, Op) { return true; }
 
   template <class S>
-  static void correlate(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-    grouped::correlate_in_place(parts, x, w, y, epilogue);
-  }
+  struct Correlate {
+    Parts parts;
+    bool possible;
+
+    explicit Correlate(const Parts& parts)
+        : parts(parts), possible(grouped::PartsPlan<S>(parts).possible && grouped::can_correlate_in_place<S>(parts)) {}
+    std::string describe() const { return grouped::in_place_description; }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      grouped::correlate_in_place(parts, x, w, y, epilogue);
+    }
+  };
+
   template <class S>
-  static void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-    grouped::grad_weight_in_place(conv, x, y, w);
-  }
+  struct GradWeight {
+    Conv conv;
+    bool possible;
+
+    explicit GradWeight(const Conv& conv)
+        : conv(conv), possible(grouped::plan<S>(conv).possible && grouped::can_accumulate_in_place<S>(conv)) {}
+    std::string describe() const { return grouped::in_place_description; }
+    void run(const S* x, const S* y, S* w) const { grouped::grad_weight_in_place(conv, x, y, w); }
+  };
 };
 #endif

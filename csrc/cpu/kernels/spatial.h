@@ -30,6 +30,11 @@ struct Plan {
   int64_t channels;  // input channels of a block of the reduction
   bool possible;
   Blocks<S> blocks;
+
+  std::string describe() const {
+    return "blocks of " + std::to_string(blocks.pixels()) + " pixels and " + std::to_string(channels) +
+           " input channels, tiles of " + std::to_string(NV) + " vectors of pixels";
+  }
 };
 
 // The layout of a patch as planes: element (i, j) of channel c is at c * plane + i * row + (j % split) * segment +
@@ -216,27 +221,23 @@ void read_planes(const Correlation& conv, int64_t n, const Patch& patch, const P
       if (!exists) continue;
       const int64_t h = patch.rows.first + i * patch.rows.source_step,
                     w = patch.cols.first + (j + begin * planes.split) * patch.cols.source_step;
-      read_tile(x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, conv.x.c,
-                end - begin > 1 ? conv.x.w * patch.cols.source_step * planes.split : conv.x.w, count, end - begin,
-                segment + begin, planes.plane);
+      read_tile<S>({x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w, count, end - begin, conv.x.c,
+                    end - begin > 1 ? conv.x.w * patch.cols.source_step * planes.split : conv.x.w},
+                   segment + begin, planes.plane);
     }
 }
 
-// Computes one correlation. Tasks: groups x blocks of pixels.
+// Computes one correlation, which must be flattened. Tasks: groups x blocks of pixels.
 template <class S>
-void correlate(const Correlation& problem, const S* x, const S* w, S* y, const Epilogue& epilogue) {
+void correlate(const Correlation& conv, const Plan<S>& plan, const S* x, const S* w, S* y, const Epilogue& epilogue) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
-  const Correlation conv = flattened(problem);
-  const auto plan = spatial::plan<S>(conv);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = conv.rows.kernel * conv.cols.kernel;
   const int64_t tiles = plan.tiles, blocks = plan.blocks.count();
   const auto first_row = [&](int64_t tile) { return K * tile / tiles; };
   Scratch scratch;
 
-  T* bias = epilogue.bias ? scratch.take<T>(conv.K) : nullptr;
-  for (int64_t k = 0; bias && k < conv.K; ++k)
-    bias[k] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
+  const T* bias = pack_bias<S>(epilogue, conv.K, conv.K, conv.K, scratch);
 
   // packed[group][tile][c][r][s][row of the tile]
   T* packed = scratch.take<T>(conv.K * C * taps);
@@ -245,8 +246,8 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
     T* to = packed + (group * K + k) * C * taps;
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
       for (int64_t s = 0; s < conv.cols.kernel; ++s, to += MR)
-        read_tile(w + group * conv.w_group + k * conv.w.n + r * conv.w.h + s * conv.w.w, conv.w.c, conv.w.n, C, MR, to,
-                  taps * MR);
+        read_tile<S>({w + group * conv.w_group + k * conv.w.n + r * conv.w.h + s * conv.w.w, C, MR, conv.w.c, conv.w.n},
+                     to, taps * MR);
   });
 
   parallel_for(conv.groups * blocks, double(plan.blocks.pixels()) * K * C * taps, [&](int64_t task) {
@@ -311,8 +312,7 @@ void correlate(const Correlation& problem, const S* x, const S* w, S* y, const E
     const T* from = accumulators;
     for (int64_t n = 0; n < images; ++n)
       for (int64_t p = 0; p < rows; ++p, from += across * L)
-        write_tile(from, pitch, K, cols, corner + n * conv.y.n + p * conv.y.h, conv.y.c, conv.y.w, FusedEpilogue<T>(),
-                   0);
+        write_tile<S>(from, pitch, {corner + n * conv.y.n + p * conv.y.h, K, cols, conv.y.c, conv.y.w});
   });
 }
 

@@ -24,6 +24,11 @@ struct WeightPlan {
   int64_t chunks;
   bool possible;
   Blocks<S> blocks;
+
+  std::string describe() const {
+    return "blocks of " + std::to_string(blocks.pixels()) + " pixels in " + std::to_string(chunks) +
+           (chunks == 1 ? " chunk" : " chunks") + ", lanes are pixels";
+  }
 };
 
 constexpr int taps_per_tile = registers > 16 ? 4 : 2;
@@ -99,10 +104,9 @@ constexpr auto multiply_weight_rows = weight_table<T>(std::make_integer_sequence
 
 // Computes w = grad_weight(x, y), where y is the output gradient.
 template <class S>
-void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
+void grad_weight(const Conv& conv, const WeightPlan<S>& plan, const S* x, const S* y, S* w) {
   using T = Acc<S>;
   constexpr int L = lanes<S>, NT = taps_per_tile;
-  const auto plan = weight_plan<S>(conv);
   const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = C * conv.rows.kernel * conv.cols.kernel;
   const int64_t tiles = (K - 1) / filters_per_tile + 1, chunks = plan.chunks, size = K * plan.taps * L;
   const Correlation problem = forward_correlation(conv);
@@ -134,8 +138,9 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
       T *gradient = scratch.take<T>(K * y_pitch), *to = gradient;
       for (int64_t n = block.n; n < block.n_end; ++n)
         for (int64_t p = block.p; p < block.p_end; ++p, to += y_row)
-          read_tile(y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w, conv.y.c, conv.y.w, K,
-                    cols, to, y_pitch);
+          read_tile<S>({y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w, K, cols, conv.y.c,
+                        conv.y.w},
+                       to, y_pitch);
 
       WeightProduct<T> product{};
       product.x = copy, product.y_pitch = y_pitch, product.at = at;
@@ -155,7 +160,7 @@ void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
   parallel_for(conv.K, double(chunks) * taps * L, [&](int64_t k) {
     T* total = accumulators + k / K * chunks * size + k % K * plan.taps * L;
     for (int64_t t = 0; t < taps; ++t, total += L) {
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) store(total, load(total) + load(total + chunk * size));
+      reduce_chunks(total, L, chunks, size);
       T acc = 0;
       for (int lane = 0; lane < L; ++lane) acc += total[lane];
       const int64_t s = t % conv.cols.kernel, r = t / conv.cols.kernel % conv.rows.kernel,

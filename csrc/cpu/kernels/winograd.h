@@ -75,6 +75,12 @@ struct SparsePhase {
   }
 };
 
+// Output channels of a panel of U.
+template <class S>
+int64_t lanes_per_panel(const Conv& conv) {
+  return conv.K_per_group() <= lanes<S> ? lanes<S> : 2 * lanes<S>;
+}
+
 // The problem, as shared by correlate_own_v and correlate_shared_v.
 template <class S>
 struct Problem {
@@ -89,16 +95,10 @@ struct Problem {
       : conv(conv),
         C(conv.C_per_group()),
         K(conv.K_per_group()),
-        NR(K <= lanes<S> ? lanes<S> : 2 * lanes<S>),
+        NR(lanes_per_panel<S>(conv)),
         panels((K - 1) / NR + 1),
-        bias(nullptr),
-        epilogue(epilogue) {
-    if (!epilogue.bias) return;
-    T* copy = scratch.take<T>(conv.groups * panels * NR);
-    for (int64_t k = 0; k < conv.K; ++k)
-      copy[k / K * panels * NR + k % K] = T(static_cast<const S*>(epilogue.bias)[k * epilogue.bias_stride]);
-    bias = copy;
-  }
+        bias(pack_bias<S>(epilogue, conv.K, K, panels * NR, scratch)),
+        epilogue(epilogue) {}
 
   // Multiplications of one tile and one panel.
   double products() const { return double(planes) * C * NR; }
@@ -209,6 +209,15 @@ void correlate_shared_v(const Problem<S>& problem, int64_t group, const S* x, co
   }
 }
 
+// The number of groups that correlate_own_v computes at once: those whose U fits into all_u. 0 if it supports none, and
+// correlate_shared_v computes them.
+template <class S>
+int64_t groups_together(const Conv& conv) {
+  const int64_t C = conv.C_per_group(), NR = lanes_per_panel<S>(conv);
+  const int64_t u_bytes = ceil_div(conv.K_per_group(), NR) * Stack(C, NR).size() * int64_t(sizeof(Acc<S>));
+  return C <= max_channels ? all_u / u_bytes : 0;
+}
+
 // Computes one correlation: phase by phase if it is dilated, else group by group or several groups at once.
 template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue) {
@@ -227,14 +236,19 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   }
   Scratch scratch;
   const Problem<S> problem(conv, epilogue, scratch);
-  const int64_t u_bytes = problem.panels * Stack(problem.C, problem.NR).size() * int64_t(sizeof(Acc<S>));
-  const int64_t together = all_u / u_bytes;  // groups whose U fits into all_u
-  if (together > 0 && problem.C <= max_channels) {
+  if (const int64_t together = groups_together<S>(conv); together > 0) {
     for (int64_t group = 0; group < conv.groups; group += together)
       correlate_own_v(problem, group, std::min(group + together, conv.groups), x, w, y);
   } else {
     for (int64_t group = 0; group < conv.groups; ++group) correlate_shared_v(problem, group, x, w, y);
   }
+}
+
+template <class S>
+std::string describe(const Conv& conv) {
+  const char* const what = groups_together<S>(conv) > 0 ? "each task transforms its inputs, and all share the weights"
+                                                        : "each task transforms its weights, and all share the inputs";
+  return std::string("F(4x4, 3x3), ") + what;
 }
 
 }  // namespace winograd

@@ -134,12 +134,10 @@ void write_taps(const Conv& conv, const Acc<S>* m, int64_t plane, int64_t k, int
         [&](auto r, auto s, Vector<S> value)
             __attribute__((always_inline)) { store(taps + (r * 3 + s) * pitch + i, value); });
   S* to = w + k * conv.w.n + c * conv.w.c;
-  if (conv.w.h == 3 * conv.w.w)
-    return write_tile(taps, pitch, 9, channels, to, conv.w.w, conv.w.c, FusedEpilogue<T>(), 0);
+  if (conv.w.h == 3 * conv.w.w) return write_tile<S>(taps, pitch, {to, 9, channels, conv.w.w, conv.w.c});
   for (int64_t r = 0; r < 3; ++r)
     for (int64_t s = 0; s < 3; ++s)
-      write_tile(taps + (r * 3 + s) * pitch, 0, 1, channels, to + r * conv.w.h + s * conv.w.w, 0, conv.w.c,
-                 FusedEpilogue<T>(), 0);
+      write_tile<S>(taps + (r * 3 + s) * pitch, 0, {to + r * conv.w.h + s * conv.w.w, 1, channels, 0, conv.w.c});
 }
 
 constexpr int64_t all_transformed = 24 << 20;       // bytes: V and D of all tiles
@@ -260,10 +258,15 @@ void grad_weight_by_groups(const Conv& conv, const S* x, const S* y, S* w) {
   if (!all_m) return;
   parallel_for(conv.K, double(groups.count) * filter_pitch, [&](int64_t k) {
     T* m = all_m + k * filter_pitch;
-    for (int64_t g = 1; g < groups.count; ++g)
-      for (int64_t i = 0; i < filter_pitch; i += L) store(m + i, load(m + i) + load(m + g * conv.K * filter_pitch + i));
+    reduce_chunks(m, filter_pitch, groups.count, conv.K * filter_pitch);
     write_taps(conv, m, pitch, k, 0, C, w);
   });
+}
+
+template <class S>
+std::string describe_grad_weight(const Conv& conv) {
+  return std::string("F(3x3, 4x4), tasks are ") +
+         (few_tiles<S>(conv) ? "blocks of weights" : "blocks of weights and groups of tiles");
 }
 
 // Computes w = grad_weight(x, y), where y is the output gradient.

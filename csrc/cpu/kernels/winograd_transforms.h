@@ -224,9 +224,9 @@ void write_outputs(const Correlation& conv, const Tiles& tiles, const Acc<S>* m,
         }
       if (direct) continue;
       const bool whole = width == conv.cols.out && conv.y.h == width * conv.y.w;
-      if (whole) write_tile(to, NR, height * width, count, target, conv.y.w, conv.y.c, fused, 0);
+      if (whole) write_tile<S>(to, NR, {target, height * width, count, conv.y.w, conv.y.c}, fused);
       for (int64_t i = 0; i < height && !whole; ++i)
-        write_tile(to + i * to_h, NR, width, count, target + i * conv.y.h, conv.y.w, conv.y.c, fused, 0);
+        write_tile<S>(to + i * to_h, NR, {target + i * conv.y.h, width, count, conv.y.w, conv.y.c}, fused);
     }
 }
 

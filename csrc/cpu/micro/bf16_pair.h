@@ -1,32 +1,35 @@
 // Reads bfloat16 tensors as bf16 pairs (VNNI layout), for the GEMM kernels of AVX512_BF16. A pair holds two
 // neighbouring channels or, in grad_weight, the same pixel of two images, so that a reduction takes half as many steps.
 
-// to[i * pitch + j] = {from[i * row + j * lane], from[high + i * row + j * lane]} for i < rows, j < count. If `high` is
-// no_second, the second element of each pair is 0.
-inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64_t lane, int64_t rows, int64_t count,
-                          Bf16Pair* to, int64_t pitch) {
+// Copies a matrix of pairs to to[i * pitch + j]. Element (i, j) of `from` is the first element of a pair, and the
+// second one lies `high` elements further on. If `high` is no_second, the second element of each pair is 0.
+template <class S>
+void read_elements(const StridedMatrix<const S>& from, int64_t high, Bf16Pair* to, int64_t pitch) {
   constexpr int L = 16;
-  // Whether pairs that are `step` elements apart can be loaded as vectors: their first elements are contiguous, or the
-  // pairs themselves are.
-  const auto in_line = [&](int64_t step) { return step == 1 || (step == 2 && high == 1); };
+  const int64_t rows = from.rows, cols = from.cols, row_stride = from.row_stride, col_stride = from.col_stride;
+  // Whether pairs that are `stride` elements apart can be loaded as vectors: their first elements are contiguous, or
+  // the pairs themselves are.
+  const auto in_line = [&](int64_t stride) { return stride == 1 || (stride == 2 && high == 1); };
   // Loads n such pairs.
-  const auto get = [&](const BFloat16* p, int64_t step, int n) __attribute__((always_inline)) {
-    if (step == 1) return load_pairs(p, high != no_second ? p + high : nullptr, first(n));
+  const auto get = [&](const S* p, int64_t stride, int n) __attribute__((always_inline)) {
+    if (stride == 1) return load_pairs(p, high != no_second ? p + high : nullptr, first(n));
     return _mm512_maskz_loadu_epi32(first(n), p);
   };
-  if (in_line(lane)) {
-    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch)
-      for (int64_t j = 0; j < count; j += L) {
-        const int n = std::min<int64_t>(L, count - j);
-        _mm512_mask_storeu_epi32(to + j, first(n), get(from + j * lane, lane, n));
+  if (in_line(col_stride)) {
+    const S* row = from.data;
+    for (int64_t i = 0; i < rows; ++i, row += row_stride, to += pitch)
+      for (int64_t j = 0; j < cols; j += L) {
+        const int n = std::min<int64_t>(L, cols - j);
+        _mm512_mask_storeu_epi32(to + j, first(n), get(row + j * col_stride, col_stride, n));
       }
-  } else if (in_line(row)) {
-    for (int64_t j = 0; j < count; j += L)
+  } else if (in_line(row_stride)) {
+    for (int64_t j = 0; j < cols; j += L)
       for (int64_t i = 0; i < rows; i += L) {
-        const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
+        const int width = std::min<int64_t>(L, cols - j), height = std::min<int64_t>(L, rows - i);
+        const S* block = from.data + i * row_stride + j * col_stride;
         __m512 v[L];
         unroll<L>([&](auto l) __attribute__((always_inline)) {
-          v[l] = l < width ? _mm512_castsi512_ps(get(from + i * row + (j + l) * lane, row, height)) : __m512{};
+          v[l] = l < width ? _mm512_castsi512_ps(get(block + l * col_stride, row_stride, height)) : __m512{};
         });
         transpose(v);
         unroll<L>([&](auto l) __attribute__((always_inline)) {
@@ -35,8 +38,8 @@ inline void read_elements(const BFloat16* from, int64_t high, int64_t row, int64
       }
   } else {
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < count; ++j) {
-        const BFloat16* at = from + i * row + j * lane;
+      for (int64_t j = 0; j < cols; ++j) {
+        const S* at = from.data + i * row_stride + j * col_stride;
         to[i * pitch + j].bits = at->x | (high != no_second ? uint32_t(at[high].x) << 16 : 0);
       }
   }
@@ -59,14 +62,17 @@ inline void read_odd_pixels(const BFloat16* from, int64_t rows, int64_t count, B
   }
 }
 
-// to[i * pitch + j] = {element 2 j, element 2 j + 1} of row i, where element e of row i is from[i * row + e * lane] and
-// a row has `count` elements. If `count` is odd, the last element is paired with 0.
-inline void read_tile(const BFloat16* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Bf16Pair* to,
-                      int64_t pitch, int64_t = 0) {
-  if (lane == 1 && row == count && pitch == (count + 1) / 2) {
-    if (count % 2 == 0) return read_elements(from, 1, 0, 2, 1, rows * count / 2, to, pitch);
-    if (count < 16) return read_odd_pixels(from, rows, count, to);
+// Copies a matrix to to[i * pitch + j] as pairs of neighbouring elements of a row. If a row has an odd number of
+// elements, the last one is paired with 0.
+inline void read_tile(const StridedMatrix<const BFloat16>& from, Bf16Pair* to, int64_t pitch, int64_t = 0) {
+  const auto [data, rows, cols, row_stride, col_stride] = from;
+  const int64_t pairs = cols / 2;
+  if (col_stride == 1 && row_stride == cols && pitch == ceil_div(cols, 2)) {  // one long row
+    if (cols % 2 == 0) return read_elements<BFloat16>({data, 1, rows * pairs, 0, 2}, 1, to, pitch);
+    if (cols < 16) return read_odd_pixels(data, rows, cols, to);
   }
-  read_elements(from, lane, row, 2 * lane, rows, count / 2, to, pitch);
-  if (count % 2) read_elements(from + (count - 1) * lane, no_second, row, lane, rows, 1, to + count / 2, pitch);
+  read_elements<BFloat16>({data, rows, pairs, row_stride, 2 * col_stride}, col_stride, to, pitch);
+  if (cols % 2)
+    read_elements<BFloat16>({data + (cols - 1) * col_stride, rows, 1, row_stride, col_stride}, no_second, to + pairs,
+                            pitch);
 }

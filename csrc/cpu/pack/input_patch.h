@@ -63,8 +63,9 @@ void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i
     const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
     zero(to, left);
     // A single pixel has no step to the next one: the product may overflow 64 bits.
-    read(from, right - left > 1 ? conv.x.w * patch.cols.source_step : conv.x.w, conv.x.c, right - left, count,
-         to + left * patch.pitch, patch.pitch, i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
+    const int64_t step = right - left > 1 ? conv.x.w * patch.cols.source_step : conv.x.w;
+    read(StridedMatrix<const S>{from, right - left, count, step, conv.x.c}, to + left * patch.pitch, patch.pitch,
+         i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
     zero(to + right * patch.pitch, patch.cols.size - right);
   }
 }
@@ -91,6 +92,7 @@ struct Blocks {
   int64_t N, P, Q, images = 1, rows = 1, cols;
   double patch_bytes;  // of the largest block
 
+  Blocks() = default;
   Blocks(const Conv& conv, int64_t pixels, int64_t channels, double most)
       : N(conv.N), P(conv.rows.out), Q(conv.cols.out), cols(Q) {
     const auto bytes = [&](int64_t rows, int64_t cols) {

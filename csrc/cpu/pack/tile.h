@@ -39,53 +39,79 @@ INLINE void transpose(V (&rows)[n]) {
   transpose_blocks<n / 2>(rows);
 }
 
-// to[i * pitch + j] = from[i * row + j * lane] for i < rows, j < count. If `ahead` is given, the tile that lies `ahead`
-// elements further on is prefetched, where lanes are contiguous.
+// A matrix in memory: element (i, j) is data[i * row_stride + j * col_stride].
 template <class S>
-void read_tile(const S* from, int64_t row, int64_t lane, int64_t rows, int64_t count, Acc<S>* to, int64_t pitch,
-               int64_t ahead = 0) {
+struct StridedMatrix {
+  S* data;
+  int64_t rows, cols;
+  int64_t row_stride, col_stride;
+};
+
+// Copies a matrix with contiguous rows to to[i * pitch + j].
+template <class S>
+void copy_rows(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch, int64_t ahead) {
   constexpr int L = lanes<S>;
-  if ((lane == 1 || count == 1) && row == count && pitch == count) count *= rows, rows = 1, lane = 1;  // one long row
-  if (lane == 1 && count == L) {
-    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
-      __builtin_prefetch(from + ahead);
-      store(to, load(from));
+  const S* row = from.data;
+  if (from.cols == L) {
+    for (int64_t i = 0; i < from.rows; ++i, row += from.row_stride, to += pitch) {
+      __builtin_prefetch(row + ahead);
+      store(to, load(row));
     }
-  } else if (lane == 1) {
-    for (int64_t i = 0; i < rows; ++i, from += row, to += pitch) {
-      for (int64_t j = 0; ahead && j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + ahead + j);
-      int64_t j = 0;
-      for (; j + L <= count; j += L) store(to + j, load(from + j));
-      if (j < count) store(to + j, load(from + j, count - j), count - j);
-    }
-  } else if (row == 1) {
-    for (int64_t j = 0; j < count; j += L)
-      for (int64_t i = 0; i < rows; i += L) {
-        const S* block = from + i + j * lane;
-        Vector<S> v[L];
-        if (j + L <= count && i + L <= rows) {
-          unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = load(block + l * lane); });
-          transpose(v);
-          unroll<L>([&](auto l) __attribute__((always_inline)) { store(to + (i + l) * pitch + j, v[l]); });
-        } else {
-          const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
-          for (int l = 0; l < L; ++l) v[l] = l < width ? load(block + l * lane, height) : Vector<S>{};
-          transpose(v);
-          for (int l = 0; l < height; ++l) store(to + (i + l) * pitch + j, v[l], width);
-        }
+    return;
+  }
+  for (int64_t i = 0; i < from.rows; ++i, row += from.row_stride, to += pitch) {
+    for (int64_t j = 0; ahead && j < from.cols; j += 64 / sizeof(S)) __builtin_prefetch(row + ahead + j);
+    int64_t j = 0;
+    for (; j + L <= from.cols; j += L) store(to + j, load(row + j));
+    if (j < from.cols) store(to + j, load(row + j, from.cols - j), from.cols - j);
+  }
+}
+
+// Copies a matrix with contiguous columns to to[i * pitch + j], by transposing blocks in registers.
+template <class S>
+void copy_cols(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch) {
+  constexpr int L = lanes<S>;
+  for (int64_t j = 0; j < from.cols; j += L)
+    for (int64_t i = 0; i < from.rows; i += L) {
+      const S* block = from.data + i + j * from.col_stride;
+      Vector<S> v[L];
+      if (j + L <= from.cols && i + L <= from.rows) {
+        unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = load(block + l * from.col_stride); });
+        transpose(v);
+        unroll<L>([&](auto l) __attribute__((always_inline)) { store(to + (i + l) * pitch + j, v[l]); });
+      } else {
+        const int width = std::min<int64_t>(L, from.cols - j), height = std::min<int64_t>(L, from.rows - i);
+        for (int l = 0; l < L; ++l) v[l] = l < width ? load(block + l * from.col_stride, height) : Vector<S>{};
+        transpose(v);
+        for (int l = 0; l < height; ++l) store(to + (i + l) * pitch + j, v[l], width);
       }
+    }
+}
+
+// Copies a matrix to to[i * pitch + j]. If `ahead` is given, the matrix that lies `ahead` elements further on is
+// prefetched, where rows are contiguous.
+template <class S>
+void read_tile(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch, int64_t ahead = 0) {
+  const bool rows_are_contiguous = from.col_stride == 1 || from.cols == 1;
+  if (rows_are_contiguous && from.row_stride == from.cols && pitch == from.cols) {  // one long row
+    const int64_t elements = from.rows * from.cols;
+    copy_rows<S>({from.data, 1, elements, elements, 1}, to, pitch, ahead);
+  } else if (from.col_stride == 1) {
+    copy_rows(from, to, pitch, ahead);
+  } else if (from.row_stride == 1) {
+    copy_cols(from, to, pitch);
   } else {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < count; ++j) to[i * pitch + j] = Acc<S>(from[i * row + j * lane]);
+    for (int64_t i = 0; i < from.rows; ++i)
+      for (int64_t j = 0; j < from.cols; ++j)
+        to[i * pitch + j] = Acc<S>(from.data[i * from.row_stride + j * from.col_stride]);
   }
 }
 
 // read_tile for GEMM elements. micro/bf16_pair.h overloads it for bf16 pairs, where `high` is the offset from the first
 // element of a pair to the second.
 template <class S>
-void read_elements(const S* from, int64_t /*high*/, int64_t row, int64_t lane, int64_t rows, int64_t count, Acc<S>* to,
-                   int64_t pitch) {
-  read_tile(from, row, lane, rows, count, to, pitch);
+void read_elements(const StridedMatrix<const S>& from, int64_t /*high*/, Acc<S>* to, int64_t pitch) {
+  read_tile(from, to, pitch);
 }
 
 // Whether y is written with non-temporal stores: the whole result (all phases) exceeds 8 MiB, so that the caches would
@@ -127,50 +153,64 @@ struct FusedEpilogue {
   }
 };
 
-// to[i * row + j * lane] = fused(from[i * pitch + j]) for i < rows, j < count, where j is lane first_lane + j of the
-// epilogue. Reads whole vectors of `from`.
+// Stores fused(from[i * pitch + j]) to a matrix with contiguous rows.
 template <class S>
-void write_tile(const Acc<S>* from, int64_t pitch, int64_t rows, int64_t count, S* to, int64_t row, int64_t lane,
-                const FusedEpilogue<Acc<S>>& fused, int64_t first_lane) {
+void write_rows(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to, const FusedEpilogue<Acc<S>>& fused) {
   constexpr int L = lanes<S>;
-  if (lane == 1) {
-    for (int64_t i = 0; i < rows; ++i, from += pitch, to += row) {
-      int64_t j = 0;
-      for (; j + L <= count; j += L) store(to + j, fused(load(from + j), first_lane + j));
-      if (j < count) store(to + j, fused(load(from + j), first_lane + j), count - j);
-    }
-  } else if (row == 1) {
-    for (int64_t j = 0; j < count; j += L)
-      for (int64_t i = 0; i < rows; i += L) {
-        const Acc<S>* block = from + i * pitch + j;
-        S* target = to + i + j * lane;
-        Vector<S> v[L];
-        if (j + L <= count && i + L <= rows) {
-          unroll<L>([&](auto l)
-                        __attribute__((always_inline)) { v[l] = fused(load(block + l * pitch), first_lane + j); });
-          transpose(v);
-          unroll<L>([&](auto l) __attribute__((always_inline)) { store(target + l * lane, v[l]); });
-        } else {
-          const int width = std::min<int64_t>(L, count - j), height = std::min<int64_t>(L, rows - i);
-          for (int l = 0; l < L; ++l) v[l] = l < height ? fused(load(block + l * pitch), first_lane + j) : Vector<S>{};
-          transpose(v);
-          for (int l = 0; l < width; ++l) store(target + l * lane, v[l], height);
-        }
+  S* row = to.data;
+  for (int64_t i = 0; i < to.rows; ++i, from += pitch, row += to.row_stride) {
+    int64_t j = 0;
+    for (; j + L <= to.cols; j += L) store(row + j, fused(load(from + j), j));
+    if (j < to.cols) store(row + j, fused(load(from + j), j), to.cols - j);
+  }
+}
+
+// Stores fused(from[i * pitch + j]) to a matrix with contiguous columns, by transposing blocks in registers.
+template <class S>
+void write_cols(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to, const FusedEpilogue<Acc<S>>& fused) {
+  constexpr int L = lanes<S>;
+  for (int64_t j = 0; j < to.cols; j += L)
+    for (int64_t i = 0; i < to.rows; i += L) {
+      const Acc<S>* block = from + i * pitch + j;
+      S* target = to.data + i + j * to.col_stride;
+      Vector<S> v[L];
+      if (j + L <= to.cols && i + L <= to.rows) {
+        unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = fused(load(block + l * pitch), j); });
+        transpose(v);
+        unroll<L>([&](auto l) __attribute__((always_inline)) { store(target + l * to.col_stride, v[l]); });
+      } else {
+        const int width = std::min<int64_t>(L, to.cols - j), height = std::min<int64_t>(L, to.rows - i);
+        for (int l = 0; l < L; ++l) v[l] = l < height ? fused(load(block + l * pitch), j) : Vector<S>{};
+        transpose(v);
+        for (int l = 0; l < width; ++l) store(target + l * to.col_stride, v[l], height);
       }
+    }
+}
+
+// Stores fused(from[i * pitch + j]) to element (i, j) of a matrix; j is the lane of the epilogue. Reads whole vectors
+// of `from`.
+template <class S>
+void write_tile(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to,
+                const FusedEpilogue<Acc<S>>& fused = FusedEpilogue<Acc<S>>()) {
+  constexpr int L = lanes<S>;
+  if (to.col_stride == 1) {
+    write_rows(from, pitch, to, fused);
+  } else if (to.row_stride == 1) {
+    write_cols(from, pitch, to, fused);
   } else {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < count; j += L) {
-        const Vector<S> v = fused(load(from + i * pitch + j), first_lane + j);
-        for (int l = 0; l < std::min<int64_t>(L, count - j); ++l) to[i * row + (j + l) * lane] = S(v[l]);
+    for (int64_t i = 0; i < to.rows; ++i)
+      for (int64_t j = 0; j < to.cols; j += L) {
+        const Vector<S> v = fused(load(from + i * pitch + j), j);
+        for (int l = 0; l < std::min<int64_t>(L, to.cols - j); ++l)
+          to.data[i * to.row_stride + (j + l) * to.col_stride] = S(v[l]);
       }
   }
 }
 
 // Every kernel uses these: one file per instruction set instantiates them (kernel_table.cpp).
-#define TORCHCONV_TILE_COPIES(declares, S)                                                                      \
-  declares template void read_tile<S>(const S*, int64_t, int64_t, int64_t, int64_t, Acc<S>*, int64_t, int64_t); \
-  declares template void write_tile<S>(const Acc<S>*, int64_t, int64_t, int64_t, S*, int64_t, int64_t,          \
-                                       const FusedEpilogue<Acc<S>>&, int64_t);
+#define TORCHCONV_TILE_COPIES(declares, S)                                                       \
+  declares template void read_tile<S>(const StridedMatrix<const S>&, Acc<S>*, int64_t, int64_t); \
+  declares template void write_tile<S>(const Acc<S>*, int64_t, const StridedMatrix<S>&, const FusedEpilogue<Acc<S>>&);
 TORCHCONV_TILE_COPIES(extern, double)
 TORCHCONV_TILE_COPIES(extern, float)
 TORCHCONV_TILE_COPIES(extern, BFloat16)

@@ -17,15 +17,15 @@ void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k,
     const int64_t tap = steps * NR;
     if (flipped) from += (taps - 1) * conv.w.w, to += (taps - 1) * tap;
     for (int64_t i = 0; i < steps; ++i)
-      read_elements(from + i * per * conv.w.c, i < whole ? conv.w.c : no_second, 1, conv.w.n, taps, count, to + i * NR,
-                    flipped ? -tap : tap);
+      read_elements<S>({from + i * per * conv.w.c, taps, count, 1, conv.w.n}, i < whole ? conv.w.c : no_second,
+                       to + i * NR, flipped ? -tap : tap);
   } else {
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
       for (int64_t s = 0; s < conv.cols.kernel; ++s, to += steps * NR) {
         const S* tap = from + r * conv.w.h + s * conv.w.w;
-        read_elements(tap, conv.w.c, per * conv.w.c, conv.w.n, whole, count, to, NR);
+        read_elements<S>({tap, whole, count, per * conv.w.c, conv.w.n}, conv.w.c, to, NR);
         if (whole < steps)
-          read_elements(tap + whole * per * conv.w.c, no_second, 0, conv.w.n, 1, count, to + whole * NR, NR);
+          read_elements<S>({tap + whole * per * conv.w.c, 1, count, 0, conv.w.n}, no_second, to + whole * NR, NR);
       }
   }
 }

@@ -1,6 +1,4 @@
 // Compiles winograd (3x3, stride 1) for AVX2.
 #include "../avx2.h"
-#define TORCHCONV_INSTANCES            \
-  template struct Correlate<Winograd>; \
-  template struct GradWeight<Winograd>;
+#define TORCHCONV_INSTANCES template struct Operators<Winograd>;
 #include "../target_region.h"
