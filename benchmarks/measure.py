@@ -12,11 +12,14 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -126,20 +129,30 @@ def pin_allocator() -> str:
     return "glibc without mmap and without trimming"
 
 
+@cache
+def multiply_adds() -> Callable[[int], float]:
+    """fma_peak.c, compiled for this machine: runs so many steps and returns the number of operations."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "fma_peak.so"
+        compiler = os.environ.get("CC", "cc")
+        source = Path(__file__).with_name("fma_peak.c")
+        subprocess.run([compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source], check=True)
+        function = ctypes.CDLL(str(library)).multiply_adds
+    function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_double
+    return function
+
+
 def fma_peak() -> float:
-    """GFLOP/s of one thread in float32, at this moment; PEAK_PROBE says how it is found."""
-    if OWN_PEAK_PROBE:
-        return float(OWN_PEAK_PROBE())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    fastest = min(seconds_of(lambda: a @ b, 1) for _ in range(3))
-    torch.set_num_threads(threads)
-    return 2 * 1024**3 / fastest / 1e9
+    """GFLOP/s of one thread in float32, at this moment."""
+    rates = []
+    for _ in range(40):
+        start = time.perf_counter()
+        operations = multiply_adds()(1 << 14)
+        rates.append(operations / (time.perf_counter() - start) / 1e9)
+    return max(rates)
 
 
-OWN_PEAK_PROBE = getattr(_C, "fma_peak", None)
-PEAK_PROBE = "torchconv._C.fma_peak()" if OWN_PEAK_PROBE else "a 1024 x 1024 x 1024 torch.mm on one thread"
+PEAK_PROBE = "benchmarks/fma_peak.c"
 
 
 def copy_bandwidth() -> float:

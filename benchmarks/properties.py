@@ -1,13 +1,11 @@
-"""What the CPU kernels promise beside their speed: units of work enough for many cores, working memory that stops
-growing, and no fear of subnormal numbers.
+"""Properties of the CPU kernels beside their speed: working memory stops growing, and subnormals cost nothing.
 
-    python benchmarks/properties.py
+python benchmarks/properties.py
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import measure
 import torch
@@ -15,9 +13,8 @@ from bench import operands, our_arguments
 from shapes import Layer, network
 
 import torchconv
-from torchconv import _C
 
-OPS = ("forward", "grad_input", "grad_weight")
+OPS = ("forward", "grad_input")
 
 
 def call(op: str, layer: Layer, tensors: tuple[torch.Tensor, ...]):
@@ -28,28 +25,6 @@ def call(op: str, layer: Layer, tensors: tuple[torch.Tensor, ...]):
 
 def in_channels_last(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.to(memory_format=torch.channels_last) for tensor in tensors)
-
-
-def units(threads: int) -> None:
-    """Units of the heaviest loop of each layer of ResNet-50: with fewer than threads, some threads do nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    print(f"units of work on {threads} threads, ResNet-50, N = 8, channels_last")
-    print(f"{'layer':31} {'forward':>10} {'grad_input':>10} {'grad_weight':>11}")
-    few = Counter[str]()
-    layers = network("resnet50")
-    for layer in layers:
-        tensors = in_channels_last(operands(layer, torch.float32))
-        counts = []
-        for op in OPS:
-            run = call(op, layer, tensors)
-            _C.take_heaviest_loop()
-            run()
-            counts.append(_C.take_heaviest_loop()[0])
-            few[op] += counts[-1] < threads
-        print(f"{layer.label:31} {counts[0]:10} {counts[1]:10} {counts[2]:11}", flush=True)
-    print("fewer than threads:", ", ".join(f"{few[op]} of {len(layers)} {op}" for op in OPS))
-    torch.set_num_threads(before)
 
 
 def scratch(shapes: int) -> None:
@@ -73,7 +48,7 @@ def subnormals(rounds: int) -> None:
     for layer in *network("resnet50")[1:4], network("mobilenet_v2")[1]:
         x, w, dy = in_channels_last(operands(layer, torch.float32))
         tiny = torch.full_like(w, 1e-40)
-        for op in OPS[:2]:
+        for op in OPS:
             calls = {"ordinary": call(op, layer, (x, w, dy)), "subnormal": call(op, layer, (x, tiny, dy))}
             times = measure.take_turns(calls, rounds)
             print(f"{layer.label:31} {op:11} {times.ms['subnormal'] / times.ms['ordinary']:.2f}")
@@ -81,8 +56,6 @@ def subnormals(rounds: int) -> None:
 
 def main() -> None:
     measure.pin_allocator()
-    with torch.no_grad():
-        units(64)
     scratch(1000)
     with torch.no_grad():
         subnormals(9)

@@ -31,7 +31,6 @@ WRITABLE = {
     # Counters, and memory that belongs to one thread and is written before it is read.
     r"torchconv::cpu::\(anonymous namespace\)::(touched|needed|epoch)": "atomics that count bytes, for scratch_bytes and explain",
     r"torchconv::cpu::\(anonymous namespace\)::region": "thread-local: the working memory of a thread",
-    r"torchconv::cpu::heaviest_loop": "thread-local: the largest loop of a thread, for those who ask",
     r"torchconv::\(anonymous namespace\)::enabled": "atomic: the switch of the fast path",
     r"torchconv::\(anonymous namespace\)::has_foreign_kernels\(\)::(known_size|found)": "atomics: what the last search found",
     # Set once, at import or at first use, and the same for ever after.

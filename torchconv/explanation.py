@@ -34,15 +34,19 @@ class Choice:
         passed_over: the implementations that are asked before it, and why each of them is not taken.
         scratch_bytes: working memory that all threads together need for it, measured. Later calls use it again. 0 on a
             GPU, where torch's allocator lends it.
+        plan: how it cuts the problem into tiles and blocks, in words.
     """
 
     op: str
     implementation: str
     passed_over: dict[str, str] = field(repr=False)
     scratch_bytes: int
+    plan: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.op}: {self.implementation}, {self.scratch_bytes:,} bytes of scratch memory"]
+        if self.plan:
+            lines.append(f"    {self.plan}")
         return "\n".join([*lines, *(f"    not {name}: {reason}" for name, reason in self.passed_over.items())])
 
 
@@ -346,6 +350,6 @@ def layer(call: Call, training: bool, scratch: Scratch) -> Layer:
 
 
 def choice(problem: Problem, scratch: Scratch) -> Choice:
-    implementation, before = selection(problem.op, *problem.arguments)
-    passed_over = {name: reason or "left out by the names that were given" for name, reason in before}
-    return Choice(problem.op, implementation, passed_over, scratch.bytes_of(problem))
+    found = selection(problem.op, *problem.arguments)
+    passed_over = {name: reason or "left out by the names that were given" for name, reason in found.passed_over}
+    return Choice(problem.op, found.implementation, passed_over, scratch.bytes_of(problem), found.plan)

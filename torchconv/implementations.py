@@ -125,11 +125,11 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
         ValueError: if op is no operator.
         RuntimeError: if the operator does not take these arguments.
     """
-    return selection(op, a, b, *rest)[0]
+    return selection(op, a, b, *rest).implementation
 
 
-def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> tuple[str, list[tuple[str, str]]]:
-    """What `chosen` tells, and a (name, why not) of each implementation of that device before that one."""
+def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> _C.Choice:
+    """What `chosen` returns, its plan in words, and a (name, why not) for each implementation before it."""
     columns = ROWS["cpu.reference"]["ops"]  # it has all of them
     if op not in columns:
         raise ValueError(f"op must be one of {', '.join(map(repr, columns))}, but got {op!r}")

@@ -38,7 +38,6 @@ namespace torchconv::cpu {
 struct InstructionSet {
   bool (*available)();
   std::span<const Implementation> implementations;
-  double (*multiply_adds)();  // peak-rate loop on one thread; returns its number of operations
 };
 
 #if defined(TORCHCONV_X86)

@@ -44,7 +44,6 @@ class FlushSubnormals {
 
 void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i), const void* body,
                   Subnormals subnormals) {
-  if (tasks * work > heaviest_loop.work) heaviest_loop = {tasks, tasks * work};
   const double useful = tasks * work / work_per_thread + 1;
   int64_t threads = useful < 2 ? 1 : thread_count();
   threads = threads < useful ? threads : static_cast<int64_t>(useful);

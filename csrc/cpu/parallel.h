@@ -13,14 +13,6 @@ constexpr double work_per_thread = 1 << 15;
 // The number of threads in torch's pool.
 int64_t thread_count();
 
-// The loop with the most work that this thread has started. Benchmarks read it to see how well a call parallelizes.
-struct HeaviestLoop {
-  int64_t tasks = 0;
-  double work = 0;  // of all tasks, in multiplications
-};
-
-inline thread_local HeaviestLoop heaviest_loop;
-
 // Whether subnormals count as zeros within a loop.
 enum class Subnormals : uint8_t { flush, keep };
 

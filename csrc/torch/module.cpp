@@ -112,22 +112,6 @@ Choice chosen(
   return {call.implementation->name, call.implementation->describe(call.plan, which), passed_over};
 }
 
-// Of one thread, with the widest vectors that this machine has, in GFLOP/s.
-double fma_peak() {
-  for (const cpu::InstructionSet* set : cpu::instruction_sets) {
-    if (!set->available()) continue;
-    double best = 0;
-    for (int trial = 0; trial < 40; ++trial) {
-      const auto start = std::chrono::steady_clock::now();
-      const double operations = set->multiply_adds();
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-      best = std::max(best, operations / seconds.count() * 1e-9);
-    }
-    return best;
-  }
-  return 0;
-}
-
 // The number of threads of torch's pool that a parallel loop of the kernels really runs on.
 size_t count_threads() {
   std::mutex mutex;
@@ -148,12 +132,6 @@ size_t count_threads() {
   return threads.size();
 }
 
-// The tasks of the heaviest loop that this thread has run since the last call, and their work in multiplications.
-std::pair<int64_t, double> take_heaviest_loop() {
-  const cpu::HeaviestLoop loop = std::exchange(cpu::heaviest_loop, {});
-  return {loop.tasks, loop.work};
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -169,8 +147,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("chosen", &chosen);
   module.def("scratch_bytes", &cpu::scratch_bytes);
   module.def("take_scratch_need", &cpu::take_scratch_need);
-  module.def("fma_peak", &fma_peak, py::call_guard<py::gil_scoped_release>());
-  module.def("take_heaviest_loop", &take_heaviest_loop);
   bind_fast_path(module);
   module.def("count_threads", &count_threads, py::call_guard<py::gil_scoped_release>());
 }

@@ -38,6 +38,4 @@
 
 #include "spatial_grad_weight.h"
 
-#include "../micro/peak.h"
-
 #include "kernel_table.h"

@@ -59,7 +59,7 @@ namespace torchconv::cpu::TORCHCONV_ISA {
 
 #if defined(TORCHCONV_IMPLEMENTATIONS)
 constexpr Implementation implementations[] = {TORCHCONV_IMPLEMENTATIONS};
-extern constinit const InstructionSet instruction_set = {available, implementations, multiply_adds};
+extern constinit const InstructionSet instruction_set = {available, implementations};
 #else
 #include "../kernels/run.h"
 #endif
