@@ -32,6 +32,8 @@
 
 #include "grouped.h"
 
+#include "grouped_grad_weight.h"
+
 #include "depthwise_nhwc.h"
 
 #include "spatial.h"

@@ -19,81 +19,122 @@ bool in_place(const Conv& conv) {
          (conv.cols.kernel > 1 || conv.cols.stride == 1);
 }
 
-// Rows of taps [first, end) lie in the input, for a window at input position `position` and a kernel of any height.
+// Rows of taps [first, end).
 struct TapRows {
   int64_t first, end;
 
-  TapRows(const Axis& axis, int64_t position)
-      : first(position >= 0 ? 0 : (-position - 1) / axis.dilation + 1),
-        end(position >= axis.in ? 0 : (axis.in - 1 - position) / axis.dilation + 1) {}
+  bool operator==(const TapRows&) const = default;
 };
 
-constexpr int64_t max_cuts = 1 << 18;  // of a row of outputs; its tiles are listed in working memory
+// The rows of taps that lie in the input, for a window at input position `position` and a kernel of any height.
+inline TapRows rows_inside(const Axis& axis, int64_t position) {
+  return {position >= 0 ? 0 : ceil_div(-position, axis.dilation),
+          position >= axis.in ? 0 : ceil_div(axis.in - position, axis.dilation)};
+}
+
+// The rows of taps of the kernel that lie in the input, for row p of the outputs.
+inline TapRows kernel_rows_inside(const Axis& axis, int64_t p) {
+  const TapRows inside = rows_inside(axis, axis.position(p, 0));
+  const int64_t first = std::min(inside.first, axis.kernel);
+  return {first, std::clamp(inside.end, first, axis.kernel)};
+}
+
+// Maximum number of columns: a row of outputs may have as many tiles, whose list takes less than half of Scratch.
+constexpr int64_t max_cols = 1 << 18;
+static_assert(max_cols * sizeof(RowCuts<float>::Cut) <= scratch_per_thread / 2);
 
 // Whether correlate_in_place supports all parts: tiles are compiled for the kernel width and stride of each.
 template <class S>
 bool can_correlate_in_place(const Parts& parts) {
   for (const Part& part : parts) {
     const Axis& cols = part.conv.cols;
-    if (!in_place<S>(part.conv) || cols.out > max_cuts || (cols.kernel > 1 && cols.dilation > 1) ||
+    if (!in_place<S>(part.conv) || cols.out > max_cols || (cols.kernel > 1 && cols.dilation > 1) ||
         !has_shape<S>(tile_shapes, std::max<int64_t>(1, cols.kernel), cols.stride))
       return false;
   }
   return true;
 }
 
+// forward and grad_input in place. Tasks: a few rows of outputs of one image, for all channels and all parts.
+template <class S>
+class InPlaceCorrelator {
+ public:
+  static constexpr int L = lanes<S>;
+
+  InPlaceCorrelator(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
+      : conv_(parts[0].conv), x_(x), packed_(parts, w, y, epilogue, scratch), stream_(streams(conv_, y, conv_.K)) {
+    rows_ = std::clamp<int64_t>(conv_.rows.out * conv_.N / min_tasks / 2 * 2, 2, max_rows_per_task);
+    row_blocks_ = ceil_div(conv_.rows.out, rows_);
+  }
+
+  int64_t tasks() const { return conv_.N * row_blocks_; }
+
+  double work_per_task() const { return double(rows_) * conv_.cols.out * (packed_.taps + output_cost) * conv_.C; }
+
+  void run_task(int64_t task) const {
+    const int64_t n = task / row_blocks_, begin = task % row_blocks_ * rows_;
+    for (int64_t p = begin; p < begin + rows_; p += 2)
+      for (const Taps<S, S>& taps : packed_.parts)
+        run_rows(taps, n, p, std::min({p + 2, begin + rows_, taps.conv.rows.out}));
+    if (stream_) finish_streams();
+  }
+
+ private:
+  static constexpr int64_t min_tasks = 64;         // to aim for, so that each of 64 threads has one
+  static constexpr int64_t max_rows_per_task = 8;  // an even number, since tiles have two rows
+
+  // Computes rows [p, p_end) of a part, at most two.
+  void run_rows(const Taps<S, S>& taps, int64_t n, int64_t p, int64_t p_end) const {
+    const Correlation& part = taps.conv;
+    const int64_t w = part.cols.position(0, 0);
+    Scratch scratch;
+    int64_t offset;  // of the only run
+    DepthwiseTile<S> tile = taps.tile(part.x.w, part.x.h, 0, part.cols.stride, &offset);
+    tile.y_row = part.y.h;
+    tile.y_pixel = part.y.w;
+    tile.count = L;
+    tile.stream = stream_;
+    tile.left = -w;
+    tile.right = part.cols.in - w;
+    const RowCuts<S> cuts = taps.cut(tile, part.cols.out, scratch);
+    for (int64_t i = p, made; i < p_end; i += made) {
+      made = taps.row_step > 0 && i + 1 < p_end ? 2 : 1;
+      const int64_t h = part.rows.position(i, 0);
+      const TapRows inside = rows_inside(part.rows, h);
+      tile.top = inside.first;
+      tile.bottom = inside.end;
+      // Prefetches the rows of the next tile. A stride larger than the kernel skips some rows.
+      tile.ahead = i + 2 < part.rows.out ? 2 * std::min(part.rows.stride, part.rows.kernel) : 0;
+      run_tiles(taps, tile, cuts, made, x_ + n * part.x.n + h * part.x.h + w * part.x.w,
+                taps.y + n * part.y.n + i * part.y.h);
+    }
+  }
+
+  // Computes one or two rows of outputs, all channels. x and y are the first pixels of their rows.
+  void run_tiles(const Taps<S, S>& taps, DepthwiseTile<S>& tile, const RowCuts<S>& cuts, int rows, const S* x,
+                 S* y) const {
+    for (int64_t v = 0; v < packed_.share.vectors; ++v) {
+      const FusedEpilogue<Acc<S>> fused = packed_.fused(v);
+      tile.fused = fused.is_identity() ? nullptr : &fused;
+      tile.w = taps.packed + v * taps.size;
+      for (int64_t j = 0; j < cuts.count; ++j) run_cut(cuts.cuts[j], rows, tile, x + v * L, y + v * L);
+    }
+  }
+
+  const Correlation& conv_;  // the first part, which has the most rows
+  const S* x_;
+  const PackedParts<S, S> packed_;
+  const bool stream_;  // y is written with non-temporal stores
+  int64_t rows_;       // of a task
+  int64_t row_blocks_;
+};
+
 // forward and grad_input: computes all parts of a result, reading x and writing y in place.
 template <class S>
 void correlate_in_place(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue) {
-  using T = Acc<S>;
-  constexpr int L = lanes<S>;
-  const Correlation& conv = parts[0].conv;  // the first one has the most rows
-  const Lanes share(conv, L);
   Scratch scratch;
-  std::vector<Taps<S, S>> all_taps;
-  int64_t taps = 0;
-  for (const Part& part : parts) {
-    all_taps.emplace_back(part, w, y, share, scratch);
-    taps += part.conv.rows.kernel * part.conv.cols.kernel;
-  }
-  const T* bias = pack_bias<S>(epilogue, conv.K, share.out, L, scratch);  // [vector][lane]
-  const bool stream = streams(conv, y, conv.K);
-
-  // Tasks: a few rows of outputs of one image, for all channels and all parts.
-  const int64_t rows = std::clamp<int64_t>(conv.rows.out * conv.N / 64 / 2 * 2, 2, 8),
-                row_blocks = (conv.rows.out - 1) / rows + 1;
-  parallel_for(conv.N * row_blocks, double(rows) * conv.cols.out * (taps + 4) * conv.C, [&](int64_t task) {
-    const int64_t n = task / row_blocks, begin = task % row_blocks * rows;
-    for (int64_t p = begin; p < begin + rows; p += 2)
-      for (const Taps<S, S>& taps : all_taps) {
-        const Correlation& part = taps.conv;
-        Scratch scratch;
-        int64_t no_offset;
-        DepthwiseTile<S> tile = taps.tile(part.x.w, part.x.h, 0, part.cols.stride, &no_offset);
-        const int64_t w = part.cols.position(0, 0);
-        tile.y_row = part.y.h, tile.y_pixel = part.y.w, tile.count = L, tile.stream = stream;
-        tile.left = -w, tile.right = part.cols.in - w;
-        const RowCuts<S> cuts = taps.cut(tile, part.cols.out, scratch);
-        const int64_t end = std::min({p + 2, begin + rows, part.rows.out});
-        for (int64_t i = p, made; i < end; i += made) {
-          made = taps.row_step > 0 && i + 1 < end ? 2 : 1;
-          const int64_t h = part.rows.position(i, 0);
-          const TapRows exist(part.rows, h);
-          tile.top = exist.first, tile.bottom = exist.end;
-          // Prefetches the rows of the next tile. A stride larger than the kernel skips some rows.
-          tile.ahead = i + 2 < part.rows.out ? 2 * std::min(part.rows.stride, part.rows.kernel) : 0;
-          const S* from = x + n * part.x.n + h * part.x.h + w * part.x.w;
-          S* to = taps.y + n * part.y.n + i * part.y.h;
-          for (int64_t v = 0; v < share.vectors; ++v) {
-            const FusedEpilogue<T> fused{bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
-            tile.fused = fused.is_identity() ? nullptr : &fused;
-            tile.w = taps.packed + v * taps.size;
-            for (int64_t j = 0; j < cuts.count; ++j) run_cut(cuts.cuts[j], made, tile, from + v * L, to + v * L);
-          }
-        }
-      }
-    if (stream) finish_streams();
-  });
+  const InPlaceCorrelator<S> correlator(parts, x, w, y, epilogue, scratch);
+  parallel_for(correlator.tasks(), correlator.work_per_task(), [&](int64_t task) { correlator.run_task(task); });
 }
 
 // Whether grad_weight_in_place supports the problem.
@@ -103,55 +144,83 @@ bool can_accumulate_in_place(const Conv& conv) {
          has_shape<S>(gradient_shapes, conv.cols.kernel, conv.cols.stride);
 }
 
-// grad_weight, reading x and y in place. Tasks: sets of vectors x chunks of blocks of rows.
+// grad_weight in place. Blocks are rows of output gradients of one image.
+template <class S>
+class InPlaceWeightGradient {
+ public:
+  using T = Acc<S>;
+  static constexpr int L = lanes<S>;
+
+  InPlaceWeightGradient(const Conv& conv, const S* x, const S* y, Scratch& scratch)
+      : conv_(conv),
+        x_(x),
+        y_(y),
+        rows_(std::clamp<int64_t>(pixels_at_once / conv.cols.out, 1, conv.rows.out)),
+        row_blocks_(ceil_div(conv.rows.out, rows_)),
+        tasks_(conv, std::min(Lanes(conv, L).vectors, max_vectors_per_task), conv.N * row_blocks_, scratch),
+        functions_(tap_gradient_functions<S>(conv.cols.kernel, conv.cols.stride)) {}
+
+  const WeightTasks<S>& tasks() const { return tasks_; }
+
+  double work_per_task() const {
+    return double(conv_.N) * conv_.rows.out * conv_.cols.out / tasks_.chunks * (tasks_.taps + output_cost) *
+           tasks_.per_task * L;
+  }
+
+  void run_task(int64_t i) const {
+    const auto task = tasks_[i];
+    T* accumulators = tasks_.accumulators(task.chunk, task.v);
+    std::fill_n(accumulators, (task.v_end - task.v) * tasks_.size, T(0));
+    for (int64_t b = task.block; b < task.block_end; ++b)
+      for (int64_t v = task.v; v < task.v_end; ++v) accumulate_block(b, v, accumulators + (v - task.v) * tasks_.size);
+  }
+
+ private:
+  static constexpr int64_t max_vectors_per_task = 16;  // of a set, whose channels are neighbours in memory
+
+  // Accumulates the gradient of the taps of vector `v` over a block.
+  void accumulate_block(int64_t block, int64_t v, T* accumulators) const {
+    const int64_t n = block / row_blocks_, begin = block % row_blocks_ * rows_;
+    const int64_t end = std::min(begin + rows_, conv_.rows.out);
+    TapGradients<S> product{};
+    product.pixel = conv_.x.w;
+    product.row = conv_.rows.dilation * conv_.x.h;
+    product.left = conv_.cols.pad;
+    product.right = conv_.cols.in + conv_.cols.pad;
+    product.x_row = conv_.rows.stride * conv_.x.h;
+    product.y_pixel = conv_.y.w;
+    product.y_row = conv_.y.h;
+    product.cols = conv_.cols.out;
+    product.accumulators = accumulators;
+    product.pitch = conv_.cols.kernel * L;
+    for (int64_t p = begin; p < end; p += product.rows) {
+      // Merges consecutive rows of output gradients for which the same rows of taps lie in the input.
+      const TapRows inside = kernel_rows_inside(conv_.rows, p);
+      product.rows = 1;
+      while (p + product.rows < end && kernel_rows_inside(conv_.rows, p + product.rows) == inside) ++product.rows;
+      if (inside.first == inside.end) continue;
+      product.x = x_ + n * conv_.x.n + conv_.rows.position(p, 0) * conv_.x.h - conv_.cols.pad * conv_.x.w + v * L;
+      product.y = y_ + n * conv_.y.n + p * conv_.y.h + v * L;
+      accumulate_rows(functions_, product, inside.first, inside.end, conv_.cols.kernel);
+    }
+  }
+
+  const Conv& conv_;
+  const S* x_;
+  const S* y_;
+  const int64_t rows_;  // of a block
+  const int64_t row_blocks_;
+  const WeightTasks<S> tasks_;
+  const AccumulateTaps<S>* functions_;
+};
+
+// grad_weight, reading x and y in place.
 template <class S>
 void grad_weight_in_place(const Conv& conv, const S* x, const S* y, S* w) {
-  using T = Acc<S>;
-  constexpr int L = lanes<S>;
-  const Lanes share(conv, L);
-  const int64_t R = conv.rows.kernel, taps = R * conv.cols.kernel, size = taps * L, P = conv.rows.out,
-                Q = conv.cols.out;
-  const int64_t per_task = std::min<int64_t>(share.vectors, 16), sets = (share.vectors - 1) / per_task + 1;
-  const int64_t rows = std::clamp<int64_t>(pixels_at_once / Q, 1, P), row_blocks = (P - 1) / rows + 1;
-  const int64_t blocks = conv.N * row_blocks, chunks = weight_chunks<S>(conv, share, sets, blocks);
-  const auto* functions = tap_gradient_functions<S>(conv.cols.kernel, conv.cols.stride);
   Scratch scratch;
-  T* accumulators = scratch.take<T>(chunks * share.vectors * size);
-  parallel_for(sets * chunks, double(conv.N) * P * Q / chunks * (taps + 4) * per_task * L, [&](int64_t task) {
-    const int64_t set = task % sets, chunk = task / sets, first = set * per_task,
-                  end = std::min(first + per_task, share.vectors);
-    T* total = accumulators + chunk * share.vectors * size;
-    std::fill_n(total + first * size, (end - first) * size, T(0));
-    for (int64_t b = blocks * chunk / chunks; b < blocks * (chunk + 1) / chunks; ++b) {
-      const int64_t n = b / row_blocks, begin = b % row_blocks * rows, p_end = std::min(begin + rows, P);
-      TapGradients<S> product{};
-      product.pixel = conv.x.w, product.row = conv.rows.dilation * conv.x.h,
-      product.x_row = conv.rows.stride * conv.x.h;
-      product.left = conv.cols.pad, product.right = conv.cols.in + conv.cols.pad;
-      product.y_pixel = conv.y.w, product.y_row = conv.y.h, product.cols = Q;
-      product.pitch = conv.cols.kernel * L;
-      for (int64_t v = first; v < end; ++v) {
-        product.accumulators = total + v * size;
-        for (int64_t p = begin; p < p_end; p += product.rows) {
-          // Merges consecutive rows of output gradients for which the same rows of taps lie in the input.
-          const int64_t h = conv.rows.position(p, 0);
-          const TapRows exist(conv.rows, h);
-          const int64_t r = std::min(exist.first, R), r_end = std::clamp(exist.end, r, R);
-          product.rows = 1;
-          while (p + product.rows < p_end) {
-            const TapRows next(conv.rows, conv.rows.position(p + product.rows, 0));
-            if (std::min(next.first, R) != r || std::clamp(next.end, r, R) != r_end) break;
-            ++product.rows;
-          }
-          if (r == r_end) continue;
-          product.x = x + n * conv.x.n + h * conv.x.h - conv.cols.pad * conv.x.w + v * L;
-          product.y = y + n * conv.y.n + p * conv.y.h + v * L;
-          accumulate_rows(functions, product, r, r_end, conv.cols.kernel);
-        }
-      }
-    }
-  });
-  store_taps(conv, share, accumulators, chunks, w);
+  const InPlaceWeightGradient<S> gradient(conv, x, y, scratch);
+  parallel_for(gradient.tasks().count(), gradient.work_per_task(), [&](int64_t task) { gradient.run_task(task); });
+  gradient.tasks().store(w);
 }
 
 }  // namespace grouped

@@ -6,6 +6,8 @@
 using TileWidths =
     std::conditional_t<(registers > 16), std::integer_sequence<int, 7, 4, 2, 1>, std::integer_sequence<int, 4, 2, 1>>;
 constexpr int max_pixels = registers > 16 ? 7 : 4;  // the widest of them
+// The accumulators of two rows, the three taps of a kernel row for both of them, and a pixel.
+static_assert(2 * max_pixels + 2 * 3 + 1 <= registers);
 
 // The first output that reads pixel j under one of its `taps` taps. Outputs are `step` pixels apart.
 constexpr int first_reader(int taps, int step, int j) { return j < taps ? 0 : (j - taps) / step + 1; }
@@ -32,28 +34,54 @@ struct DepthwiseTile {
   int64_t ahead;  // rows of x to prefetch, below those of this tile
 };
 
+// Prefetches the rows of x that the tile below this one will read.
+template <class S, int MR, int taps, int step>
+INLINE void prefetch_rows(const DepthwiseTile<S>& tile) {
+  constexpr int pixels = step > 0 ? std::min((MR - 1) * step + taps, MR * step) : MR;
+  for (int64_t i = 0; i < tile.ahead; ++i) {
+    const S* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
+    fold<pixels>([&]<int... j>(Indices<j...>) __attribute__((always_inline)) {
+      (__builtin_prefetch(at + j * tile.pixel, 0, 2), ...);  // 2: into L2
+    });
+  }
+}
+
+// Applies the fused epilogue to the accumulators of a tile, and stores them.
+template <class S, int rows, int MR>
+INLINE void store_outputs(const DepthwiseTile<S>& tile, Vector<S> (&acc)[rows][MR]) {
+  using V = Vector<S>;
+  // Calls body(address in y, accumulator) for every output of the tile.
+  const auto each = [&](const auto& body) __attribute__((always_inline)) {
+    fold<rows * MR>([&]<int... i>(Indices<i...>) __attribute__((always_inline)) {
+      (body(tile.y + i / MR * tile.y_row + i % MR * tile.y_pixel, acc[i / MR][i % MR]), ...);
+    });
+  };
+  if (tile.fused) each([&](S*, V& value) __attribute__((always_inline)) { value = (*tile.fused)(value, 0); });
+  if (tile.stream) {
+    each([&](S* y, V value) __attribute__((always_inline)) { stream(y, value); });
+  } else if (tile.count == lanes<S>) {
+    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value); });
+  } else {
+    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value, tile.count); });
+  }
+}
+
 // Computes `rows` (1 or 2) rows of MR outputs. A run has `taps` neighbouring taps; outputs are `step` pixels of x
 // apart. The generic version has taps = 1 and step = 0: it takes the step from the tile, and requires that all pixels
 // exist.
 template <class S, int rows, int MR, int taps, int step>
 void depthwise_tile(const DepthwiseTile<S>& tile) {
-  using T = Acc<S>;
   using V = Vector<S>;
   constexpr int L = lanes<S>, pixels = step > 0 ? (MR - 1) * step + taps : MR;
   V acc[rows][MR] = {};
-  for (int64_t i = 0; i < tile.ahead; ++i) {
-    const S* at = tile.x + (tile.kernel_rows + tile.row_step + i) * tile.row;
-    fold<std::min(pixels, MR * std::max(1, step))>([&]<int... j>(Indices<j...>) __attribute__((always_inline)) {
-      (__builtin_prefetch(at + j * tile.pixel, 0, 2), ...);
-    });
-  }
+  prefetch_rows<S, MR, taps, step>(tile);
   [[maybe_unused]] static const std::array<S, L> zeros{};
   [[maybe_unused]] const S* zero = zeros.data();
   const int64_t distance = step > 0 ? tile.pixel : tile.step * tile.pixel;
   // Accumulates row of taps i into the first and/or the second row of outputs. `inside`: all pixels exist.
   const auto row = [&](int64_t i, auto first, auto second, auto inside) __attribute__((always_inline)) {
-    const T* w = tile.w + i * tile.runs * taps * L;
-    const T* w_second = w - tile.row_step * tile.runs * taps * L;
+    const Acc<S>* w = tile.w + i * tile.runs * taps * L;
+    const Acc<S>* w_second = w - tile.row_step * tile.runs * taps * L;
     for (int64_t run = 0; run < tile.runs; ++run, w += taps * L, w_second += taps * L) {
       const S* at = tile.x + i * tile.row + tile.offset[run];
       V tap[rows][taps];
@@ -67,8 +95,7 @@ void depthwise_tile(const DepthwiseTile<S>& tile) {
         constexpr bool exists = inside || (MR > 1 && j >= taps - 1 && j <= pixels - taps);
         const V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
         at += distance;
-        // Each output m in [begin, end) reads this pixel, under tap j - m * by. The last output comes first, so that
-        // the taps ascend.
+        // Outputs [begin, end) read this pixel, output m under tap j - m * by. The last comes first: taps ascend.
         constexpr int by = step > 0 ? step : 1, begin = first_reader(taps, by, j), end = std::min(MR, j / by + 1);
         fold<end - begin>([&]<int... i>(Indices<i...>) __attribute__((always_inline)) {
           if constexpr (first && second) {
@@ -84,8 +111,7 @@ void depthwise_tile(const DepthwiseTile<S>& tile) {
       });
     }
   };
-  // The rows of taps that only the first row of outputs reads, those that both read, and those that only the second
-  // reads.
+  // The rows of taps that the first row of outputs reads alone, that both read, and that the second reads alone.
   const auto all_rows = [&](auto inside) __attribute__((always_inline)) {
     const std::true_type yes;
     const std::false_type no;
@@ -97,27 +123,12 @@ void depthwise_tile(const DepthwiseTile<S>& tile) {
       for (const int64_t end = std::min(R + s, tile.bottom); i < end; ++i) row(i, no, yes, inside);
     }
   };
-  if constexpr (step == 0) {
+  if (step == 0 || (tile.left <= 0 && tile.right >= pixels)) {
     all_rows(std::true_type());
-  } else if (tile.left <= 0 && tile.right >= pixels) {
-    all_rows(std::true_type());
-  } else {
+  } else if constexpr (step > 0) {
     all_rows(std::false_type());
   }
-  // Calls body(address in y, accumulator) for every output of the tile.
-  const auto each = [&](const auto& body) __attribute__((always_inline)) {
-    fold<rows * MR>([&]<int... i>(Indices<i...>) __attribute__((always_inline)) {
-      (body(tile.y + i / MR * tile.y_row + i % MR * tile.y_pixel, acc[i / MR][i % MR]), ...);
-    });
-  };
-  if (tile.fused) each([&](S*, V& value) __attribute__((always_inline)) { value = (*tile.fused)(value, 0); });
-  if (tile.stream) {
-    each([&](S* y, V value) __attribute__((always_inline)) { stream(y, value); });
-  } else if (tile.count == L) {
-    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value); });
-  } else {
-    each([&](S* y, V value) __attribute__((always_inline)) { store(y, value, tile.count); });
-  }
+  store_outputs<S>(tile, acc);
 }
 
 template <class S>
@@ -196,8 +207,12 @@ struct RowCuts {
                                       (q + choice->width - 1) * tile.step < tile.right);
       };
       while (!fits()) ++choice;
-      cuts[count++] = {q * tile.step * tile.pixel, q * tile.y_pixel, tile.left - q * tile.step,
-                       tile.right - q * tile.step, choice->one,      choice->two};
+      cuts[count++] = {.x = q * tile.step * tile.pixel,
+                       .y = q * tile.y_pixel,
+                       .left = tile.left - q * tile.step,
+                       .right = tile.right - q * tile.step,
+                       .one = choice->one,
+                       .two = choice->two};
       q += choice->width;
     }
   }
@@ -206,11 +221,15 @@ struct RowCuts {
 // Computes one tile of 1 or 2 rows. x and y belong to the first output of its row.
 template <class S>
 INLINE void run_cut(const typename RowCuts<S>::Cut& cut, int rows, DepthwiseTile<S>& tile, const S* x, S* y) {
-  tile.x = x + cut.x, tile.y = y + cut.y, tile.left = cut.left, tile.right = cut.right;
+  tile.x = x + cut.x;
+  tile.y = y + cut.y;
+  tile.left = cut.left;
+  tile.right = cut.right;
   (rows == 2 ? cut.two : cut.one)(tile);
 }
 
-// The arguments of accumulate_taps: the gradient of some rows of taps, from rows of output gradients.
+// The arguments of accumulate_taps and accumulate_any_taps: the gradient of some rows of taps, from rows of output
+// gradients.
 template <class S>
 struct TapGradients {
   const S* x;              // the pixel under the first of these taps, for the first output gradient
@@ -305,21 +324,24 @@ const AccumulateTaps<S>* tap_gradient_functions(int64_t taps, int64_t step) {
   return found;
 }
 
-// The generic version, for any list of taps: accumulators[t] += x[q * step + offset[t]] * y[q], one vector each, over
-// `length` pixels q of each of `rows` rows.
+// The generic version, for any list of taps: accumulators[t] += x[q * step + offset[t]] * y[q], one vector each.
+// Outputs are `step` pixels of x apart. All pixels exist.
 template <class T, int taps>
-void accumulate_any_taps(const T* x, int64_t x_row, int64_t step, const T* y, int64_t y_row, int64_t y_step,
-                         int64_t rows, int64_t length, const int64_t* offset, T* accumulators) {
-  using V = typename Simd<T>::V;
-  constexpr int L = Simd<T>::lanes;
+void accumulate_any_taps(const TapGradients<T>& product, int64_t step, const int64_t* offset) {
+  using V = Vector<T>;
+  constexpr int L = lanes<T>;
   V acc[taps] = {};
-  for (int64_t p = 0; p < rows; ++p, x += x_row, y += y_row) {
+  const int64_t rows = product.rows, cols = product.cols;
+  const int64_t x_step = step * product.pixel, y_step = product.y_pixel;
+  const T *x = product.x, *y = product.y;
+  for (int64_t p = 0; p < rows; ++p, x += product.x_row, y += product.y_row) {
     const T *at = x, *from = y;
-    for (int64_t q = 0; q < length; ++q, at += step, from += y_step) {
+    for (int64_t q = 0; q < cols; ++q, at += x_step, from += y_step) {
       const V value = load(from);
       unroll<taps>([&](auto t) __attribute__((always_inline)) { acc[t] = fma(load(at + offset[t]), value, acc[t]); });
     }
   }
+  T* accumulators = product.accumulators;
   unroll<taps>(
       [&](auto t) __attribute__((always_inline)) { store(accumulators + t * L, load(accumulators + t * L) + acc[t]); });
 }
@@ -335,6 +357,7 @@ constexpr auto any_taps_table(std::integer_sequence<int, t...>) {
 
 // Maximum number of taps of accumulate_any_taps, whose accumulators stay in registers.
 constexpr int max_taps = registers > 16 ? 14 : 7;
+static_assert(max_taps + 2 <= registers);  // with an output gradient and a pixel
 
 // accumulate_any_taps, indexed by the number of taps minus least_taps.
 template <class T>

@@ -25,10 +25,10 @@ struct PatchAxis {
 
   // Elements [begin(axis), end(axis)) are in the input; the others are padding.
   int64_t begin(const Axis& axis) const {
-    return std::clamp<int64_t>(first >= 0 ? 0 : (-first - 1) / source_step + 1, 0, size);
+    return std::clamp<int64_t>(first >= 0 ? 0 : ceil_div(-first, source_step), 0, size);
   }
   int64_t end(const Axis& axis) const {
-    return first >= axis.in ? 0 : std::clamp<int64_t>((axis.in - 1 - first) / source_step + 1, 0, size);
+    return first >= axis.in ? 0 : std::clamp<int64_t>(ceil_div(axis.in - first, source_step), 0, size);
   }
 };
 
@@ -44,30 +44,39 @@ struct Patch {
   int64_t image_pitch() const { return rows.size * row_pitch(); }
 };
 
-// Fills rows [i, i_end) of the patch of image n with channels [c, c + count). `read` copies the pixels of a row that
-// are in the input; it takes the arguments of read_tile.
-template <class S, class E, class Read>
+// Fills rows [i, i_end) of the patch of image n, at `to`, with channels [c, c + count). `read` copies the pixels of a
+// row that are in the input; it takes the arguments of read_tile. zero(to, pixels) fills the padding.
+template <class S, class E, class Read, class Zero>
 void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i, int64_t i_end, int64_t c,
-               int64_t count, const S* x, E* to, const Read& read) {
+               int64_t count, const S* x, E* to, const Read& read, const Zero& zero) {
   const int64_t top = patch.rows.begin(conv.rows), bottom = patch.rows.end(conv.rows);
   const int64_t left = patch.cols.begin(conv.cols), right = std::max(left, patch.cols.end(conv.cols));
-  const auto zero = [&](E* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, E{}); };
   to += i * patch.row_pitch();
   for (; i < i_end; ++i, to += patch.row_pitch()) {
     if (i < top || i >= bottom || left == right) {
       zero(to, patch.cols.size);
       continue;
     }
-    const int64_t h = patch.rows.first + i * patch.rows.source_step,
-                  w = patch.cols.first + left * patch.cols.source_step;
-    const S* from = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w;
-    zero(to, left);
+    const int64_t h = patch.rows.first + i * patch.rows.source_step;
+    const int64_t w = patch.cols.first + left * patch.cols.source_step;
     // A single pixel has no step to the next one: the product may overflow 64 bits.
     const int64_t step = right - left > 1 ? conv.x.w * patch.cols.source_step : conv.x.w;
-    read(StridedMatrix<const S>{from, right - left, count, step, conv.x.c}, to + left * patch.pitch, patch.pitch,
-         i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
+    const StridedMatrix<const S> pixels{.data = x + n * conv.x.n + c * conv.x.c + h * conv.x.h + w * conv.x.w,
+                                        .rows = right - left,
+                                        .cols = count,
+                                        .row_stride = step,
+                                        .col_stride = conv.x.c};
+    zero(to, left);
+    read(pixels, to + left * patch.pitch, patch.pitch, i + 1 < bottom ? conv.x.h * patch.rows.source_step : 0);
     zero(to + right * patch.pitch, patch.cols.size - right);
   }
+}
+
+template <class S, class E, class Read>
+void read_rows(const Correlation& conv, int64_t n, const Patch& patch, int64_t i, int64_t i_end, int64_t c,
+               int64_t count, const S* x, E* to, const Read& read) {
+  read_rows(conv, n, patch, i, i_end, c, count, x, to, read,
+            [&](E* at, int64_t pixels) { std::fill_n(at, pixels * patch.pitch, E{}); });
 }
 
 template <class S, class E>
@@ -101,11 +110,11 @@ struct Blocks {
     };
     if (bytes(1, Q) > most || Q > 2 * pixels) {
       cols = std::min(Q, pixels);
-      while (cols > 1 && bytes(1, cols) > most) cols = (cols + 1) / 2;
+      while (cols > 1 && bytes(1, cols) > most) cols = ceil_div(cols, 2);
     } else {
       rows = std::clamp<int64_t>(pixels / Q, 1, P);
       while (rows > 1 && bytes(rows, Q) > most) --rows;
-      rows = (P - 1) / ((P - 1) / rows + 1) + 1;
+      rows = ceil_div(P, ceil_div(P, rows));
       if (rows == P) {
         images = std::clamp<int64_t>(pixels / (P * Q), 1, std::max<int64_t>(1, N));
         while (images > 1 && images * bytes(P, Q) > most) --images;
@@ -115,13 +124,19 @@ struct Blocks {
   }
 
   int64_t pixels() const { return images * rows * cols; }
-  int64_t count() const { return ((N - 1) / images + 1) * ((P - 1) / rows + 1) * ((Q - 1) / cols + 1); }
+  int64_t count() const { return ceil_div(N, images) * ceil_div(P, rows) * ceil_div(Q, cols); }
 
   Block operator[](int64_t i) const {
-    const int64_t row_blocks = (P - 1) / rows + 1, col_blocks = (Q - 1) / cols + 1;
-    const int64_t q = i % col_blocks * cols, p = i / col_blocks % row_blocks * rows,
-                  n = i / col_blocks / row_blocks * images;
-    return {n, std::min(n + images, N), p, std::min(p + rows, P), q, std::min(q + cols, Q)};
+    const int64_t row_blocks = ceil_div(P, rows), col_blocks = ceil_div(Q, cols);
+    const int64_t n = i / col_blocks / row_blocks * images;
+    const int64_t p = i / col_blocks % row_blocks * rows;
+    const int64_t q = i % col_blocks * cols;
+    return {.n = n,
+            .n_end = std::min(n + images, N),
+            .p = p,
+            .p_end = std::min(p + rows, P),
+            .q = q,
+            .q_end = std::min(q + cols, Q)};
   }
 };
 
@@ -138,7 +153,10 @@ struct Pixels {
         images(block.n_end - block.n),
         rows(block.p_end - block.p),
         cols(block.q_end - block.q) {
-    if (strides.h == cols * strides.w) cols *= rows, rows = 1;
+    if (strides.h == cols * strides.w) {
+      cols *= rows;
+      rows = 1;
+    }
   }
 };
 
@@ -150,7 +168,7 @@ class PrefetchPixels {
   PrefetchPixels(const Pixels<S>& pixels, int64_t first, int64_t count, int64_t calls)
       : pixels_(pixels), row_(pixels.corner + first), left_(0), bytes_(count * sizeof(S)) {
     if (count > 0 && pixels.strides.c == 1) left_ = pixels.images * pixels.rows * pixels.cols;
-    each_ = (left_ + calls - 1) / calls;
+    each_ = ceil_div(left_, calls);
   }
 
   INLINE void operator()() {
@@ -160,9 +178,11 @@ class PrefetchPixels {
       const char* pixel = reinterpret_cast<const char*>(row_ + q_ * pixels_.strides.w);
       for (int64_t byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(pixel + byte, write);
       if (++q_ < pixels_.cols) continue;
-      q_ = 0, row_ += pixels_.strides.h;
+      q_ = 0;
+      row_ += pixels_.strides.h;
       if (++p_ < pixels_.rows) continue;
-      p_ = 0, row_ += pixels_.strides.n - pixels_.rows * pixels_.strides.h;
+      p_ = 0;
+      row_ += pixels_.strides.n - pixels_.rows * pixels_.strides.h;
     }
   }
 
