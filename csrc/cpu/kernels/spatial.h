@@ -28,7 +28,7 @@ template <class S>
 struct Plan {
   static constexpr int64_t block_pixels = 2048;      // of a block, where the patch is small enough
   static constexpr int64_t min_block_pixels = 512;   // below this, a block of the reduction gets fewer channels
-  static constexpr int64_t min_block_channels = 16;  // of a block of the reduction that is cut for this reason
+  static constexpr int64_t few_channels = 16;        // a block of no more channels is not cut any further
   static constexpr int64_t patch_bytes = 256 << 10;  // the patch of a block: a quarter of L2 (1 MiB)
   static constexpr int64_t weights_bytes = 4 << 20;  // the packed weights, in scratch memory
   static constexpr int64_t buffer_bytes = 4 << 20;   // the staging buffer, for results in another layout or dtype
@@ -105,7 +105,7 @@ Plan<S> plan(const Correlation& conv) {
     return Blocks<S>(conv, Plan::block_pixels, channels, Plan::patch_bytes);
   };
   int64_t channels = C;
-  while (channels > Plan::min_block_channels &&
+  while (channels > Plan::few_channels &&
          blocks(channels).pixels() < std::min(Plan::min_block_pixels, conv.rows.out * conv.cols.out))
     channels = ceil_div(channels, 2);
   const int NV = vectors_for(K);
