@@ -69,7 +69,7 @@ KERNELS = [
     Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
     Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped.h", "constexpr int64_t tasks = 64, accumulator_bytes", "const int64_t tasks = BROKEN ? thread_count() : 64, accumulator_bytes"),
     Kernel("grouped_last_row", "two rows are computed where one is left", "kernels/grouped.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;", ("portable",), native=True),
-    Kernel("winograd_blocks", "the sums over the first block of channels are lost", "kernels/winograd.h", "channels, slab > 0, ", "channels, slab > BROKEN, "),
+    Kernel("winograd_blocks", "the sums over the first block of channels are lost", "kernels/winograd.h", "const bool add = block > 0;", "const bool add = block > BROKEN;"),
     Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "kernels/winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
     Kernel("spatial_tail", "the last pixel of a row is missing", "kernels/spatial.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
     Kernel("spatial_pieces", "the sums over earlier taps are lost", "kernels/spatial.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),

@@ -19,7 +19,7 @@ namespace torchconv::cpu {
 
 namespace {
 
-constexpr int64_t block = 64;  // accumulators
+constexpr int64_t block_size = 64;  // accumulators of a block of adjacent elements
 
 template <class T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -59,31 +59,31 @@ void forward(const Conv& conv, const T* x, const T* w, T* y, const Epilogue& epi
   const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
   const auto* bias = static_cast<const T*>(epilogue.bias);
 
-  parallel_for(
-      N * K * rows.out, double(c_end) * rows.kernel * cols.kernel * cols.out, Subnormals::keep, [&](int64_t task) {
-        const int64_t p = task % rows.out, k = task / rows.out % K, n = task / rows.out / K, group = k / k_per_group;
-        const T* x_group = x + n * xs.n + group * c_end * xs.c;
-        T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
-        for (int64_t q0 = 0; q0 < cols.out; q0 += block) {
-          const int64_t q1 = std::min(q0 + block, cols.out);
-          Acc<T> acc[block] = {};
-          for (int64_t s = 0; s < cols.kernel; ++s) {
-            const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
-            if (q >= end) continue;
-            for (int64_t r = 0; r < rows.kernel; ++r) {
-              const int64_t h = rows.position(p, r);
-              if (h < 0 || h >= rows.in) continue;
-              const T* x_row = x_group + h * xs.h + cols.position(q, s) * xs.w;
-              const T* taps = w + k * ws.n + r * ws.h + s * ws.w;
-              for (int64_t c = 0; c < c_end; ++c)
-                accumulate(acc + (q - q0), 1, taps[c * ws.c], x_row + c * xs.c, step_in_x(conv, end - q), end - q);
-            }
-          }
-          const Acc<T> b = bias ? Acc<T>(bias[k * epilogue.bias_stride]) : Acc<T>(0);
-          for (int64_t q = q0; q < q1; ++q)
-            y_row[q * ys.w] = T(activate(epilogue.activation, acc[q - q0] + b, Acc<T>(epilogue.slope)));
+  const double work = double(c_end) * rows.kernel * cols.kernel * cols.out;
+  parallel_for(N * K * rows.out, work, Subnormals::keep, [&](int64_t task) {
+    const int64_t p = task % rows.out, k = task / rows.out % K, n = task / rows.out / K, group = k / k_per_group;
+    const T* x_group = x + n * xs.n + group * c_end * xs.c;
+    T* y_row = y + n * ys.n + k * ys.c + p * ys.h;
+    for (int64_t q0 = 0; q0 < cols.out; q0 += block_size) {
+      const int64_t q1 = std::min(q0 + block_size, cols.out);
+      Acc<T> acc[block_size] = {};
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t q = std::max(q0, cols.first(s, 0)), end = std::min(q1, cols.first(s, cols.in));
+        if (q >= end) continue;
+        for (int64_t r = 0; r < rows.kernel; ++r) {
+          const int64_t h = rows.position(p, r);
+          if (h < 0 || h >= rows.in) continue;
+          const T* x_row = x_group + h * xs.h + cols.position(q, s) * xs.w;
+          const T* taps = w + k * ws.n + r * ws.h + s * ws.w;
+          for (int64_t c = 0; c < c_end; ++c)
+            accumulate(acc + (q - q0), 1, taps[c * ws.c], x_row + c * xs.c, step_in_x(conv, end - q), end - q);
         }
-      });
+      }
+      const Acc<T> b = bias ? Acc<T>(bias[k * epilogue.bias_stride]) : Acc<T>(0);
+      for (int64_t q = q0; q < q1; ++q)
+        y_row[q * ys.w] = T(activate(epilogue.activation, acc[q - q0] + b, Acc<T>(epilogue.slope)));
+    }
+  });
 }
 
 // x[n, c, h, w] = sum over k, r, s of y[n, k, p, q] * w[k, c, r, s], over the p and q whose tap r, s reads h, w
@@ -93,30 +93,29 @@ void grad_input(const Conv& conv, const T* y, const T* w, T* x) {
   const Axis &rows = conv.rows, &cols = conv.cols;
   const Strides &xs = conv.x, &ws = conv.w, &ys = conv.y;
 
-  parallel_for(N * C * rows.in, double(k_end) * rows.kernel * cols.kernel * cols.out, Subnormals::keep,
-               [&](int64_t task) {
-                 const int64_t h = task % rows.in, channel = task / rows.in % C, n = task / rows.in / C;
-                 const int64_t group = channel / c_per_group, c = channel % c_per_group;
-                 T* x_row = x + n * xs.n + channel * xs.c + h * xs.h;
-                 for (int64_t w0 = 0; w0 < cols.in; w0 += block) {
-                   const int64_t w1 = std::min(w0 + block, cols.in);
-                   Acc<T> acc[block] = {};
-                   for (int64_t s = 0; s < cols.kernel; ++s) {
-                     const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
-                     if (q >= end) continue;
-                     for (int64_t r = 0; r < rows.kernel; ++r) {
-                       const int64_t p = rows.first(r, h);
-                       if (p == rows.out || rows.position(p, r) != h) continue;
-                       const T* y_row = y + n * ys.n + p * ys.h + q * ys.w;
-                       const T* taps = w + c * ws.c + r * ws.h + s * ws.w;
-                       for (int64_t k = group * k_end; k < (group + 1) * k_end; ++k)
-                         accumulate(acc + (cols.position(q, s) - w0), cols.stride, taps[k * ws.n], y_row + k * ys.c,
-                                    ys.w, end - q);
-                     }
-                   }
-                   for (int64_t i = w0; i < w1; ++i) x_row[i * xs.w] = T(acc[i - w0]);
-                 }
-               });
+  const double work = double(k_end) * rows.kernel * cols.kernel * cols.out;
+  parallel_for(N * C * rows.in, work, Subnormals::keep, [&](int64_t task) {
+    const int64_t h = task % rows.in, channel = task / rows.in % C, n = task / rows.in / C;
+    const int64_t group = channel / c_per_group, c = channel % c_per_group;
+    T* x_row = x + n * xs.n + channel * xs.c + h * xs.h;
+    for (int64_t w0 = 0; w0 < cols.in; w0 += block_size) {
+      const int64_t w1 = std::min(w0 + block_size, cols.in);
+      Acc<T> acc[block_size] = {};
+      for (int64_t s = 0; s < cols.kernel; ++s) {
+        const int64_t q = cols.first(s, w0), end = cols.first(s, w1);
+        if (q >= end) continue;
+        for (int64_t r = 0; r < rows.kernel; ++r) {
+          const int64_t p = rows.first(r, h);
+          if (p == rows.out || rows.position(p, r) != h) continue;
+          const T* y_row = y + n * ys.n + p * ys.h + q * ys.w;
+          const T* taps = w + c * ws.c + r * ws.h + s * ws.w;
+          for (int64_t k = group * k_end; k < (group + 1) * k_end; ++k)
+            accumulate(acc + (cols.position(q, s) - w0), cols.stride, taps[k * ws.n], y_row + k * ys.c, ys.w, end - q);
+        }
+      }
+      for (int64_t i = w0; i < w1; ++i) x_row[i * xs.w] = T(acc[i - w0]);
+    }
+  });
 }
 
 // w[k, c, r, s] = sum over n, p, q of x[n, c, p * stride + r * dilation - pad, ...] * y[n, k, p, q]
@@ -135,9 +134,9 @@ void grad_weight(const Conv& conv, const T* x, const T* y, T* w) {
       const int64_t begin = cols.first(s, 0), end = cols.first(s, cols.in);
       Acc<T> total = 0;
       // One accumulator per output column of the block. Several short sums lose fewer bits than one long sum.
-      for (int64_t q0 = begin; q0 < end; q0 += block) {
-        const int64_t q1 = std::min(q0 + block, end);
-        Acc<T> acc[block] = {};
+      for (int64_t q0 = begin; q0 < end; q0 += block_size) {
+        const int64_t q1 = std::min(q0 + block_size, end);
+        Acc<T> acc[block_size] = {};
         for (int64_t n = 0; n < N; ++n)
           for (int64_t p = p_begin; p < p_end; ++p) {
             const T* x_row = x + n * xs.n + channel * xs.c + rows.position(p, r) * xs.h + cols.position(q0, s) * xs.w;

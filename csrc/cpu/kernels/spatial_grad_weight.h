@@ -3,8 +3,8 @@
 
 namespace spatial {
 
-constexpr double max_accumulators =
-    4096;  // vectors of accumulators; with more, adding their lanes takes most of the time
+// Maximum vectors of accumulators. With more, adding their lanes takes most of the time.
+constexpr double max_accumulators = 4096;
 
 // The estimated cycles per output pixel of grad_weight, in float32; infinite above max_accumulators.
 inline double weight_cost(const Conv& conv) {
@@ -16,9 +16,11 @@ inline double weight_cost(const Conv& conv) {
 // How grad_weight is cut into tasks: groups x chunks of blocks of pixels. Each chunk has separate accumulators.
 template <class S>
 struct WeightPlan {
-  static constexpr int64_t patch_bytes = 128 << 10;
-  static constexpr int64_t accumulator_bytes = 8 << 20;  // the accumulators of all chunks
+  static constexpr int64_t block_pixels = 1024;          // of a block, where the patch is small enough
+  static constexpr int64_t patch_bytes = 128 << 10;      // the patch of a block, in L2
+  static constexpr int64_t accumulator_bytes = 8 << 20;  // the accumulators of all chunks, in scratch memory
   static constexpr int64_t tasks = 64;                   // the number of tasks to aim for
+  static_assert(accumulator_bytes + max_planes_bytes < scratch_per_thread);
 
   int64_t taps;  // of all input channels of a group, rounded up to whole tiles
   int64_t chunks;
@@ -31,8 +33,10 @@ struct WeightPlan {
   }
 };
 
+// The register tile: its accumulators, a vector of pixels for each tap, and one vector of output gradients.
 constexpr int taps_per_tile = registers > 16 ? 4 : 2;
 constexpr int filters_per_tile = 6;
+static_assert(filters_per_tile * taps_per_tile + taps_per_tile + 1 <= registers);
 
 // Plans grad_weight. Not `possible` if patches or accumulators exceed the working memory.
 template <class S>
@@ -40,8 +44,10 @@ WeightPlan<S> weight_plan(const Conv& conv) {
   constexpr int L = lanes<S>, size = sizeof(Acc<S>);
   using Plan = WeightPlan<S>;
   const int64_t C = conv.C_per_group(), K = conv.K_per_group();
-  Plan plan{(C * conv.rows.kernel * conv.cols.kernel - 1) / taps_per_tile * taps_per_tile + taps_per_tile, 1, false,
-            Blocks<S>(conv, 1024, std::max(C, K), Plan::patch_bytes)};
+  Plan plan{.taps = round_up(C * conv.rows.kernel * conv.cols.kernel, taps_per_tile),
+            .chunks = 1,
+            .possible = false,
+            .blocks = Blocks<S>(conv, Plan::block_pixels, std::max(C, K), Plan::patch_bytes)};
   const double accumulators = double(plan.taps) * conv.K * L * size;
   plan.chunks =
       std::clamp<int64_t>(std::min<double>(Plan::tasks / double(conv.groups), Plan::accumulator_bytes / accumulators),
@@ -51,10 +57,10 @@ WeightPlan<S> weight_plan(const Conv& conv) {
   return plan;
 }
 
-// The arguments of multiply_weight: accumulators[m][t][lane] += the products of rows of pixels, y[m * y_pitch + i]
-// times x[at[row] + offset[t] + i]. Rows of y are y_row apart, rows of accumulators `pitch`.
+// The arguments of weight_tile: accumulators[m][t][lane] += the products of rows of pixels, y[m * y_pitch + i] times
+// x[at[row] + offset[t] + i]. Rows of y are y_row apart, rows of accumulators `pitch`.
 template <class T>
-struct WeightProduct {
+struct WeightTile {
   const T *x, *y;
   int64_t y_pitch;
   const int64_t *at, *offset;
@@ -65,11 +71,12 @@ struct WeightProduct {
 
 // Accumulates a tile of MR output channels x taps_per_tile taps.
 template <class T, int MR>
-void multiply_weight(const WeightProduct<T>& product) {
+void weight_tile(const WeightTile<T>& product) {
   using V = typename Simd<T>::V;
   constexpr int L = Simd<T>::lanes, NT = taps_per_tile;
   V acc[MR][NT] = {};
-  const T *x[NT], *y = product.y;
+  const T* x[NT];
+  const T* y = product.y;
   unroll<NT>([&](auto t) __attribute__((always_inline)) { x[t] = product.x + product.offset[t]; });
   for (int64_t row = 0; row < product.rows; ++row, y += product.y_row) {
     const int64_t at = product.at[row];
@@ -95,78 +102,141 @@ void multiply_weight(const WeightProduct<T>& product) {
 
 template <class T, int... m>
 constexpr auto weight_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const WeightProduct<T>&), sizeof...(m)>{multiply_weight<T, m + 1>...};
+  return std::array<void (*)(const WeightTile<T>&), sizeof...(m)>{weight_tile<T, m + 1>...};
 }
 
-// multiply_weight, indexed by the number of output channels minus one.
+// weight_tile, indexed by the number of output channels minus one.
 template <class T>
-constexpr auto multiply_weight_rows = weight_table<T>(std::make_integer_sequence<int, filters_per_tile>());
+constexpr auto weight_tiles = weight_table<T>(std::make_integer_sequence<int, filters_per_tile>());
 
-// Computes w = grad_weight(x, y), where y is the output gradient.
+// A block of pixels, whose products are accumulated for all weights of a group.
+template <class S>
+struct WeightBlock {
+  using T = Acc<S>;
+  static constexpr int L = lanes<S>;
+
+  const Conv& conv;
+  const WeightPlan<S>& plan;
+  const int64_t group;
+  const Block block;
+  const int64_t C, K, taps;  // of the group; taps of all its input channels
+  const int64_t images, rows, cols;
+  const Patch patch;
+  const PlaneLayout<S> planes;
+  int64_t* at;             // of each row of pixels in the patch
+  int64_t* offset;         // of each tap in the patch
+  T* copy;                 // the patches, [image][plane]
+  T* gradient;             // the output gradients, [output channel][row of pixels][column]
+  int64_t y_row, y_pitch;  // from one row, and from one output channel, of `gradient` to the next
+
+  WeightBlock(const Conv& conv, const WeightPlan<S>& plan, int64_t group, const Block& block, Scratch& scratch)
+      : conv(conv),
+        plan(plan),
+        group(group),
+        block(block),
+        C(conv.C_per_group()),
+        K(conv.K_per_group()),
+        taps(C * conv.rows.kernel * conv.cols.kernel),
+        images(block.n_end - block.n),
+        rows(block.p_end - block.p),
+        cols(block.q_end - block.q),
+        patch(conv, block, 1),
+        planes(patch, C) {
+    at = scratch.take<int64_t>(images * rows);
+    for (int64_t i = 0; i < images * rows; ++i)
+      at[i] = i / rows * planes.image + i % rows * patch.rows.step * planes.row;
+    // The taps that only fill up the last tile repeat the last tap.
+    offset = scratch.take<int64_t>(plan.taps);
+    for (int64_t t = 0; t < plan.taps; ++t) offset[t] = planes.offset(conv, std::min(t, taps - 1));
+    copy = scratch.take<T>(images * planes.image + L);
+    y_row = round_up(cols, L);
+    y_pitch = images * rows * y_row + L;
+    gradient = scratch.take<T>(K * y_pitch);
+  }
+
+  void read_x(const Correlation& forward, const S* x) const {
+    for (int64_t n = 0; n < images; ++n)
+      read_planes(forward, block.n + n, patch, planes, group * C, C, x, copy + n * planes.image);
+  }
+
+  void read_y(const S* y) const {
+    T* to = gradient;
+    for (int64_t n = block.n; n < block.n_end; ++n)
+      for (int64_t p = block.p; p < block.p_end; ++p, to += y_row)
+        read_tile<S>({.data = y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w,
+                      .rows = K,
+                      .cols = cols,
+                      .row_stride = conv.y.c,
+                      .col_stride = conv.y.w},
+                     to, y_pitch);
+  }
+
+  // Adds the products of this block to accumulators[output channel][tap][lane].
+  void multiply(T* accumulators) const {
+    WeightTile<T> product{};
+    product.x = copy;
+    product.y_pitch = y_pitch;
+    product.at = at;
+    product.rows = images * rows;
+    product.cols = cols;
+    product.y_row = y_row;
+    product.pitch = plan.taps * L;
+    const int64_t tiles = ceil_div(K, filters_per_tile);
+    for (int64_t t = 0; t < taps; t += taps_per_tile)
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t k = split_begin(K, tiles, tile), MR = split_begin(K, tiles, tile + 1) - k;
+        product.y = gradient + k * y_pitch;
+        product.offset = offset + t;
+        product.accumulators = accumulators + (k * plan.taps + t) * L;
+        weight_tiles<T>[MR - 1](product);
+      }
+  }
+};
+
+// Adds the accumulators of all chunks, `pitch` elements apart, and then their lanes, and stores the weights of output
+// channel k of the whole tensor.
+template <class S>
+void reduce_weights(const Conv& conv, int64_t k, Acc<S>* accumulators, int64_t chunks, int64_t pitch, S* w) {
+  using T = Acc<S>;
+  constexpr int L = lanes<S>;
+  const int64_t taps = conv.C_per_group() * conv.rows.kernel * conv.cols.kernel;
+  for (int64_t t = 0; t < taps; ++t, accumulators += L) {
+    reduce_chunks(accumulators, L, chunks, pitch);
+    T acc = 0;
+    for (int lane = 0; lane < L; ++lane) acc += accumulators[lane];
+    const int64_t s = t % conv.cols.kernel, r = t / conv.cols.kernel % conv.rows.kernel;
+    const int64_t c = t / conv.cols.kernel / conv.rows.kernel;
+    w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w] = S(acc);
+  }
+}
+
+// Computes w = grad_weight(x, y), where y is the output gradient. Tasks: groups x chunks.
 template <class S>
 void grad_weight(const Conv& conv, const WeightPlan<S>& plan, const S* x, const S* y, S* w) {
   using T = Acc<S>;
-  constexpr int L = lanes<S>, NT = taps_per_tile;
-  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = C * conv.rows.kernel * conv.cols.kernel;
-  const int64_t tiles = (K - 1) / filters_per_tile + 1, chunks = plan.chunks, size = K * plan.taps * L;
-  const Correlation problem = forward_correlation(conv);
+  constexpr int L = lanes<S>;
+  const int64_t K = conv.K_per_group(), taps = conv.C_per_group() * conv.rows.kernel * conv.cols.kernel;
+  const int64_t chunks = plan.chunks, blocks = plan.blocks.count(), size = K * plan.taps * L;
+  const Correlation forward = forward_correlation(conv);
   Scratch scratch;
-  T* accumulators = scratch.take<T>(conv.groups * chunks * size);
+  T* accumulators = scratch.take<T>(conv.groups * chunks * size);  // [group][chunk][output channel][tap][lane]
 
   const double work = double(conv.N) * conv.rows.out * conv.cols.out / chunks * K * taps;
   parallel_for(conv.groups * chunks, work, [&](int64_t task) {
-    const int64_t group = task / chunks, blocks = plan.blocks.count();
-    const int64_t begin = blocks * (task % chunks) / chunks, end = blocks * (task % chunks + 1) / chunks;
+    const int64_t group = task / chunks, chunk = task % chunks;
     T* total = accumulators + task * size;
     std::fill_n(total, size, T(0));
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = split_begin(blocks, chunks, chunk); b < split_begin(blocks, chunks, chunk + 1); ++b) {
       Scratch scratch;
-      const Block block = plan.blocks[b];
-      const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q, images = block.n_end - block.n;
-      const Patch patch(conv, block, 1);
-      const PlaneLayout<S> planes(patch, C);
-      int64_t* at = scratch.take<int64_t>(images * rows);
-      for (int64_t i = 0; i < images * rows; ++i)
-        at[i] = i / rows * planes.image + i % rows * patch.rows.step * planes.row;
-      int64_t* offset = scratch.take<int64_t>(plan.taps);
-      for (int64_t t = 0; t < plan.taps; ++t) offset[t] = planes.offset(conv, std::min(t, taps - 1));
-
-      T* copy = scratch.take<T>(images * planes.image + L);
-      for (int64_t n = 0; n < images; ++n)
-        read_planes(problem, block.n + n, patch, planes, group * C, C, x, copy + n * planes.image);
-      const int64_t y_row = (cols - 1) / L * L + L, y_pitch = images * rows * y_row + L;
-      T *gradient = scratch.take<T>(K * y_pitch), *to = gradient;
-      for (int64_t n = block.n; n < block.n_end; ++n)
-        for (int64_t p = block.p; p < block.p_end; ++p, to += y_row)
-          read_tile<S>({y + n * conv.y.n + group * K * conv.y.c + p * conv.y.h + block.q * conv.y.w, K, cols, conv.y.c,
-                        conv.y.w},
-                       to, y_pitch);
-
-      WeightProduct<T> product{};
-      product.x = copy, product.y_pitch = y_pitch, product.at = at;
-      product.rows = images * rows, product.cols = cols, product.y_row = y_row;
-      product.pitch = plan.taps * L;
-      for (int64_t t = 0; t < taps; t += NT)
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t k = K * tile / tiles, MR = K * (tile + 1) / tiles - k;
-          product.y = gradient + k * y_pitch, product.offset = offset + t;
-          product.accumulators = total + (k * plan.taps + t) * L;
-          multiply_weight_rows<T>[MR - 1](product);
-        }
+      const WeightBlock<S> block(conv, plan, group, plan.blocks[b], scratch);
+      block.read_x(forward, x);
+      block.read_y(y);
+      block.multiply(total);
     }
   });
 
-  // Adds the accumulators of all chunks, and then their lanes.
   parallel_for(conv.K, double(chunks) * taps * L, [&](int64_t k) {
-    T* total = accumulators + k / K * chunks * size + k % K * plan.taps * L;
-    for (int64_t t = 0; t < taps; ++t, total += L) {
-      reduce_chunks(total, L, chunks, size);
-      T acc = 0;
-      for (int lane = 0; lane < L; ++lane) acc += total[lane];
-      const int64_t s = t % conv.cols.kernel, r = t / conv.cols.kernel % conv.rows.kernel,
-                    c = t / conv.cols.kernel / conv.rows.kernel;
-      w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w] = S(acc);
-    }
+    reduce_weights(conv, k, accumulators + k / K * chunks * size + k % K * plan.taps * L, chunks, size, w);
   });
 }
 
