@@ -14,10 +14,13 @@ namespace gemm {
 template <class S>
 struct WeightPlan {
   static constexpr int64_t block_pixels = 256;
-  static constexpr int64_t patch_bytes = 256 << 10;
-  static constexpr int64_t accumulator_bytes = 8 << 20;  // the accumulators of all chunks, in one round
-  static constexpr int64_t tasks = 64;                   // the number of tasks to aim for
-  static constexpr int64_t chunk_pixels = 768;           // minimum per chunk: adding the chunks is not free
+  static constexpr int64_t min_block_pixels = 128;                 // with fewer, a task gets fewer channels
+  static constexpr int64_t patch_bytes = 256 << 10;                // the patch of a block: a quarter of L2
+  static constexpr int64_t accumulator_bytes = 8 << 20;            // the accumulators of all chunks, in one round
+  static constexpr int64_t tasks = 64;                             // the number of tasks to aim for
+  static constexpr int64_t chunk_pixels = 768;                     // minimum per chunk: adding the chunks is not free
+  static constexpr int64_t max_channels = 256, max_filters = 128;  // of a task
+  static constexpr int64_t min_split = 64;  // tasks of this many channels and filters are not made smaller
 
   Blocks<S> blocks;                          // of output pixels
   int64_t channels = 0, channel_groups = 0;  // input channels of a task, and number of such parts of C
@@ -41,6 +44,14 @@ struct WeightPlan {
     return text;
   }
 
+  // Sets the strides of the accumulators, for K output channels in all.
+  void lay_out_accumulators(int64_t K) {
+    constexpr int L = lanes<S>;
+    filter_groups = ceil_div(K, filters);
+    pitch = swapped ? round_up(filters, L) : runs * round_up(run_length, L);
+    run_pitch = swapped ? run_length * pitch : round_up(run_length, L);
+  }
+
   int64_t accumulators() const { return swapped ? runs * run_pitch : filters * pitch; }
 };
 
@@ -57,62 +68,80 @@ Conv half_batch(Conv conv) {
   return conv;
 }
 
+// Maximum number of chunks: each has at least chunk_pixels pixels.
+template <class S>
+double max_chunks(const Conv& conv) {
+  return std::max(1.0, double(conv.N) * conv.rows.out * conv.cols.out / WeightPlan<S>::chunk_pixels);
+}
+
+// The size of equal parts of `all`, of about `most` or fewer, rounded up to a multiple.
+inline int64_t part_size(int64_t all, int64_t most, int64_t multiple) {
+  const int64_t parts = ceil_div(all, most);
+  return std::min(all, round_up(ceil_div(all, parts), multiple));
+}
+
+// The blocks, channels and filters of a task.
+template <class E, class S>
+WeightPlan<S> cut_tasks(const Conv& conv) {
+  using Plan = WeightPlan<S>;
+  constexpr int L = lanes<S>, size = sizeof(Acc<S>);
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group();
+  const double taps = double(conv.rows.kernel * conv.cols.kernel);
+  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, Plan::block_pixels, channels, Plan::patch_bytes); };
+  // Fewer channels while the blocks are small: this makes the reductions longer.
+  int64_t channels = part_size(C, Plan::max_channels, 2 * L);
+  while (channels > 2 * L && cut(channels).pixels() < Plan::min_block_pixels)
+    channels = part_size(C, channels / 2, 2 * L);
+  // Fewer filters while their accumulators take too much memory: otherwise wide layers would go to the reference.
+  int64_t filters = part_size(K, Plan::max_filters, max_rows<2>);
+  while (filters > max_rows<2> && double(filters) * taps * C * size > 0.75 * Plan::accumulator_bytes)
+    filters = part_size(K, filters / 2, max_rows<2>);
+  // Smaller tasks where chunks of at least chunk_pixels pixels leave too few of them.
+  const auto tasks = [&] { return max_chunks<S>(conv) * conv.groups * ceil_div(C, channels) * ceil_div(K, filters); };
+  while (tasks() < Plan::tasks / 2 && std::max(channels, filters) > Plan::min_split) {
+    if (channels > filters) {
+      channels = part_size(C, channels / 2, 2 * L);
+    } else {
+      filters = part_size(K, filters / 2, max_rows<2>);
+    }
+  }
+  return {.blocks = cut(channels),
+          .channels = channels,
+          .channel_groups = ceil_div(C, channels),
+          .filters = filters,
+          .filter_groups = ceil_div(K, filters)};
+}
+
 // Plans grad_weight. Not `possible` if patches or accumulators exceed the working memory.
 template <class E, class S>
 WeightPlan<S> weight_plan(const Conv& whole) {
-  using T = Acc<S>;
-  const Conv conv = half_batch<E>(whole);
-  constexpr int L = lanes<S>, size = sizeof(T);
   using Plan = WeightPlan<S>;
-  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
-  const int64_t taps = conv.rows.kernel * conv.cols.kernel;
-  // The size of equal parts of `all`, of about `most` or fewer, rounded up to a multiple.
-  const auto share = [](int64_t all, int64_t most, int64_t multiple) {
-    const int64_t parts = std::max<int64_t>(1, (all - 1) / most + 1);
-    return std::max<int64_t>(1, std::min(all, ((all - 1) / parts / multiple + 1) * multiple));
-  };
-  const auto cut = [&](int64_t channels) { return Blocks<S>(conv, Plan::block_pixels, channels, Plan::patch_bytes); };
-  // Fewer channels per task while its blocks have fewer than 128 pixels: this makes the reductions longer.
-  int64_t channels = share(C, 256, 2 * L);
-  while (channels > 2 * L && cut(channels).pixels() < 128) channels = share(C, channels / 2, 2 * L);
-  // Chunks have at least chunk_pixels pixels. Tasks become smaller where this leaves too few of them.
-  const double max_chunks = std::max(1.0, double(conv.N) * P * Q / Plan::chunk_pixels);
-  int64_t filters = share(K, 128, max_rows<2>);
-  // Fewer filters while their accumulators take too much memory: otherwise wide layers would go to the reference.
-  while (filters > max_rows<2> && double(filters) * taps * C * size > 0.75 * Plan::accumulator_bytes)
-    filters = share(K, filters / 2, max_rows<2>);
-  const auto tasks = [&] { return max_chunks * conv.groups * ((C - 1) / channels + 1) * ((K - 1) / filters + 1); };
-  while (tasks() < Plan::tasks / 2 && std::max(channels, filters) > 64)
-    channels > filters ? channels = share(C, channels / 2, 2 * L) : filters = share(K, filters / 2, max_rows<2>);
-  Plan plan{cut(channels)};
-  plan.channels = channels, plan.filters = filters;
-  plan.channel_groups = std::max<int64_t>(1, (C - 1) / plan.channels + 1);
-  plan.filter_groups = std::max<int64_t>(1, (K - 1) / plan.filters + 1);
+  using T = Acc<S>;
+  constexpr int L = lanes<S>;
+  const Conv conv = half_batch<E>(whole);
+  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), taps = conv.rows.kernel * conv.cols.kernel;
+  Plan plan = cut_tasks<E, S>(conv);
 
   plan.joined = conv.cols.kernel == 1 || conv.cols.dilation == 1;
   plan.runs = plan.joined ? conv.rows.kernel : taps;
   plan.run_length = plan.joined ? conv.cols.kernel * plan.channels : plan.channels;
-  const auto padded = [](int64_t lanes) { return (lanes - 1) / L * L + L; };
-  const auto filled = [&](int64_t lanes) { return double(lanes) / padded(lanes); };
+  const auto filled = [&](int64_t lanes) { return double(lanes) / round_up(lanes, L); };
   plan.swapped = filled(plan.filters) > filled(plan.run_length);
-  if (plan.swapped) {  // whole vectors, so that none reads beyond the end of y where y is read in place
-    plan.filters = share(K, plan.filters, 2 * L);
-    plan.filter_groups = std::max<int64_t>(1, (K - 1) / plan.filters + 1);
-  }
-  plan.pitch = plan.swapped ? padded(plan.filters) : plan.runs * padded(plan.run_length);
-  plan.run_pitch = plan.swapped ? plan.run_length * plan.pitch : padded(plan.run_length);
+  // Whole vectors of filters, so that none reads beyond the end of y where y is read in place.
+  if (plan.swapped) plan.filters = part_size(K, plan.filters, 2 * L);
+  plan.lay_out_accumulators(K);
 
-  const double all = double(plan.accumulators()) * plan.channel_groups * size;  // bytes, of one filter group
+  const double bytes = double(plan.accumulators()) * plan.channel_groups * sizeof(T);  // of one filter group
   plan.chunks = std::clamp<int64_t>(Plan::tasks / (conv.groups * plan.channel_groups * plan.filter_groups), 1,
-                                    std::min<int64_t>(max_chunks, plan.blocks.count()));
+                                    std::min<int64_t>(max_chunks<S>(conv), plan.blocks.count()));
   plan.chunks =
-      std::clamp<int64_t>(int64_t(Plan::accumulator_bytes / all / plan.filter_groups / conv.groups), 1, plan.chunks);
-  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && all <= Plan::accumulator_bytes;
+      std::clamp<int64_t>(int64_t(Plan::accumulator_bytes / bytes / plan.filter_groups / conv.groups), 1, plan.chunks);
+  plan.possible = plan.blocks.patch_bytes <= 4.0 * Plan::patch_bytes && bytes <= Plan::accumulator_bytes;
 
-  const bool plain = std::is_same_v<S, T>;
+  constexpr bool plain = std::is_same_v<S, T>;
   plan.x_in_place = plain && taps == 1 && conv.x.c == 1 && (C % L == 0 || plan.swapped) && conv.rows.pad == 0 &&
-                    conv.cols.pad == 0 && conv.rows.position(P - 1, 0) < conv.rows.in &&
-                    conv.cols.position(Q - 1, 0) < conv.cols.in;
+                    conv.cols.pad == 0 && conv.rows.position(conv.rows.out - 1, 0) < conv.rows.in &&
+                    conv.cols.position(conv.cols.out - 1, 0) < conv.cols.in;
   plan.y_in_place = plain && conv.y.c == 1 && (K % L == 0 || !plan.swapped);
   plan.direct = plain && plan.chunks == 1 && !plan.swapped && conv.w.c == 1 && plan.run_length % L == 0 &&
                 (taps == 1 || (plan.joined && plan.channels == C && conv.w.w == C)) && C % plan.channels % L == 0;
@@ -120,10 +149,10 @@ WeightPlan<S> weight_plan(const Conv& whole) {
   // Fewer filters per task for many threads. No reduction depends on that.
   const int64_t multiple = plan.swapped ? 2 * L : max_rows<2>;
   while (conv.groups * plan.channel_groups * plan.filter_groups * plan.chunks < thread_count()) {
-    const int64_t fewer = share(K, std::max<int64_t>(1, plan.filters / 2), multiple);
+    const int64_t fewer = part_size(K, std::max<int64_t>(1, plan.filters / 2), multiple);
     if (fewer == plan.filters) break;
-    plan.filters = fewer, plan.filter_groups = (K - 1) / fewer + 1;
-    if (plan.swapped) plan.pitch = padded(fewer), plan.run_pitch = plan.run_length * plan.pitch;
+    plan.filters = fewer;
+    plan.lay_out_accumulators(K);
   }
   return plan;
 }
@@ -131,196 +160,310 @@ WeightPlan<S> weight_plan(const Conv& whole) {
 // The estimated cycles per output pixel of grad_weight, in float32.
 inline double weight_cost(const Conv& conv) {
   const auto plan = weight_plan<float, float>(conv);
-  const auto vectors = [](int64_t lanes) { return (lanes - 1) / Simd<float>::lanes + 1; };
+  const auto vectors = [](int64_t lanes) { return ceil_div(lanes, Simd<float>::lanes); };
   const int64_t rows = plan.runs * plan.run_length * plan.channel_groups, K = conv.K_per_group();
   return double(plan.swapped ? rows * vectors(K) : plan.runs * vectors(plan.run_length) * plan.channel_groups * K) +
          copies(conv);
 }
 
-// Computes w = grad_weight(x, y), where y is the output gradient.
+// Reads a tile of one image. A bf16 pair also reads the image that lies `high` elements further on, if there is one.
 template <class E, class S>
-void grad_weight(const Conv& all, const WeightPlan<S>& plan, const S* x, const S* y, S* w) {
+struct ImageReader {
+  int64_t high;
+
+  void operator()(const StridedMatrix<const S>& from, E* to, int64_t pitch, int64_t ahead = 0) const {
+    if constexpr (values_per<E> > 1) {
+      read_elements(from, high, to, pitch);
+    } else {
+      read_tile(from, to, pitch, ahead);
+    }
+  }
+};
+
+// A call of grad_weight. The slices are computed in rounds, so that the accumulators stay below accumulator_bytes. A
+// slice is one filter group of one group of the convolution.
+template <class E, class S>
+struct WeightCall {
   using T = Acc<S>;
-  constexpr int L = lanes<S>;
-  using Plan = WeightPlan<S>;
-  const Conv conv = half_batch<E>(all);
-  const int64_t C = conv.C_per_group(), K = conv.K_per_group(), P = conv.rows.out, Q = conv.cols.out;
-  const Correlation problem = forward_correlation(conv);
-  Scratch scratch;
 
-  // A function with the arguments of read_tile that reads a tile of image n, of a tensor whose images are `image`
-  // elements apart. With bf16 pairs, it reads images n and n + conv.N.
-  const auto reader = [&](int64_t n, int64_t image) {
-    return [high = n + conv.N < all.N ? conv.N * image : no_second](const StridedMatrix<const S>& from, E* to,
-                                                                    int64_t pitch, int64_t ahead = 0) {
-      if constexpr (values_per<E> > 1) {
-        read_elements(from, high, to, pitch);
+  const Conv conv;
+  const int64_t all_images;  // of both halves of the batch
+  const Correlation problem;
+  const WeightPlan<S>& plan;
+  const S *x, *y;
+  S* w;
+  int64_t per_round;  // slices
+  T* accumulators;    // of this round: [slice][channel group][chunk]
+  int64_t first = 0;  // slice of this round
+
+  WeightCall(const Conv& all, const WeightPlan<S>& plan, const S* x, const S* y, S* w, Scratch& scratch)
+      : conv(half_batch<E>(all)), all_images(all.N), problem(forward_correlation(conv)), plan(plan), x(x), y(y), w(w) {
+    const int64_t size = plan.accumulators() * plan.channel_groups * plan.chunks;
+    per_round = std::clamp<int64_t>(WeightPlan<S>::accumulator_bytes / int64_t(sizeof(T)) / size, 1, slices());
+    accumulators = scratch.take<T>(per_round * size);
+  }
+
+  int64_t slices() const { return conv.groups * plan.filter_groups; }
+
+  T* accumulators_of(int64_t slice, int64_t channel_group, int64_t chunk) const {
+    return accumulators +
+           (((slice - first) * plan.channel_groups + channel_group) * plan.chunks + chunk) * plan.accumulators();
+  }
+
+  ImageReader<E, S> reader(int64_t n, int64_t image_stride) const {
+    return {n + conv.N < all_images ? conv.N * image_stride : no_second};
+  }
+
+  // Adds the accumulators of all chunks and stores one part of a slice: the taps of a run or, if not swapped, a filter.
+  void store_part(int64_t slice, int64_t part) const {
+    const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters;
+    const int64_t filters = std::min(plan.filters, conv.K_per_group() - k);
+    if (!plan.swapped && part >= filters) return;
+    const int64_t size = plan.accumulators() / (plan.swapped ? plan.runs : plan.filters);
+    for (int64_t channel_group = 0; channel_group < plan.channel_groups; ++channel_group) {
+      T* total = accumulators_of(slice, channel_group, 0) + part * size;
+      reduce_chunks(total, size, plan.chunks, plan.accumulators());
+      const int64_t c = channel_group * plan.channels, channels = std::min(plan.channels, conv.C_per_group() - c);
+      S* to = w + (group * conv.K_per_group() + k) * conv.w.n + c * conv.w.c;
+      if (plan.swapped) {
+        store_run(total, part, channels, filters, to);
       } else {
-        (void)high;
-        read_tile(from, to, pitch, ahead);
+        store_filter(total, channels, to + part * conv.w.n);
       }
+    }
+  }
+
+  // Stores the accumulators of one run, [tap of the run][channel][filter].
+  void store_run(const T* total, int64_t run, int64_t channels, int64_t filters, S* to) const {
+    const int64_t S_taps = conv.cols.kernel, taps = plan.joined ? S_taps : 1;
+    for (int64_t i = 0; i < taps; ++i) {
+      const int64_t r = plan.joined ? run : run / S_taps, s = plan.joined ? i : run % S_taps;
+      write_tile<S>(total + i * channels * plan.pitch, plan.pitch,
+                    {to + r * conv.w.h + s * conv.w.w, channels, filters, conv.w.c, conv.w.n});
+    }
+  }
+
+  // Stores the accumulators of one filter, [run][tap of the run][channel].
+  void store_filter(const T* total, int64_t channels, S* to) const {
+    const int64_t R = conv.rows.kernel, S_taps = conv.cols.kernel;
+    if (plan.joined && S_taps * channels == plan.run_pitch && conv.w.h == S_taps * conv.w.w)
+      return write_tile<S>(total, channels, {to, R * S_taps, channels, conv.w.w, conv.w.c});
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t s = 0; s < S_taps; ++s) {
+        const int64_t tap = plan.joined ? r * plan.run_pitch + s * channels : (r * S_taps + s) * plan.run_pitch;
+        write_tile<S>(total + tap, 0, {to + r * conv.w.h + s * conv.w.w, 1, channels, 0, conv.w.c});
+      }
+  }
+};
+
+// Accumulates one chunk of one slice and one channel group.
+template <class E, class S>
+class WeightTask {
+  using T = Acc<S>;
+  static constexpr int L = lanes<S>;
+
+ public:
+  WeightTask(const WeightCall<E, S>& call, int64_t slice, int64_t channel_group, int64_t chunk)
+      : call_(call),
+        conv_(call.conv),
+        plan_(call.plan),
+        group_(slice / plan_.filter_groups),
+        k_(slice % plan_.filter_groups * plan_.filters),
+        filters_(std::min(plan_.filters, conv_.K_per_group() - k_)),
+        c_(channel_group * plan_.channels),
+        channels_(std::min(plan_.channels, conv_.C_per_group() - c_)),
+        run_length_(plan_.joined ? conv_.cols.kernel * channels_ : channels_),
+        begin_(split_begin(plan_.blocks.count(), plan_.chunks, chunk)),
+        end_(split_begin(plan_.blocks.count(), plan_.chunks, chunk + 1)),
+        total_(call.accumulators_of(slice, channel_group, chunk)),
+        pitch_(plan_.pitch),
+        run_pitch_(plan_.run_pitch) {
+    if (begin_ == end_) std::fill_n(total_, plan_.accumulators(), T(0));
+    if (!plan_.direct) return;
+    total_ = reinterpret_cast<T*>(call.w) + (group_ * conv_.K_per_group() + k_) * conv_.w.n + c_;
+    pitch_ = conv_.w.n;
+    run_pitch_ = conv_.w.h;
+  }
+
+  void run() const {
+    for (int64_t block = begin_; block < end_; ++block) accumulate(block);
+  }
+
+ private:
+  // Accumulates the products of one block.
+  void accumulate(int64_t index) const {
+    const Block block = plan_.blocks[index];
+    Scratch scratch;
+    const SourceView<E> y = plan_.y_in_place ? view_of_y(block) : copy_y(block, scratch);
+    const SourceView<E> x = plan_.x_in_place ? view_of_x(block) : copy_x(block, scratch);
+    OuterGemmTile<E> product{};
+    cut_segments(block, plan_.swapped ? x : y, plan_.swapped ? y : x, product, scratch);
+    product.add = index > begin_;
+    product.pitch = pitch_;
+
+    // Prefetches the next block's operands that are read in place, and y in any case.
+    const int64_t across = plan_.swapped ? filters_ : run_length_, down = plan_.swapped ? run_length_ : filters_;
+    const Block next = plan_.blocks[std::min(index + 1, plan_.blocks.count() - 1)];
+    const bool has_next = index + 1 < end_;
+    const int64_t calls = plan_.runs * ceil_div(across, 2 * L) * ceil_div(down, max_rows<2>);
+    PrefetchPixels<S> prefetch_y(pixels_of_y(next), group_ * conv_.K_per_group() + k_, has_next ? filters_ : 0, calls);
+    PrefetchPixels<S> prefetch_x(plan_.x_in_place ? pixels_of_x(next) : pixels_of_y(next),
+                                 group_ * conv_.C_per_group() + c_, has_next && plan_.x_in_place ? channels_ : 0,
+                                 calls);
+    const auto prefetch = [&]() __attribute__((always_inline)) {
+      prefetch_x();
+      prefetch_y();
     };
-  };
-  // The pixels of y and of x that a block reads; those of x for kernels of one tap only.
-  const auto gradient = [&](const Block& block) {
-    return Pixels<S>(y + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w, conv.y, block);
-  };
-  const auto input = [&](const Block& block) {
-    const Strides strides{conv.x.n, conv.x.c, conv.rows.stride * conv.x.h, conv.cols.stride * conv.x.w};
-    return Pixels<S>(
-        x + block.n * conv.x.n + conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w,
-        strides, block);
-  };
-
-  // The slices are processed in rounds, so that the accumulators stay below accumulator_bytes. A slice is one filter
-  // group of one group of the convolution.
-  const int64_t all_slices = conv.groups * plan.filter_groups, channel_groups = plan.channel_groups;
-  const int64_t slice_sums = plan.accumulators() * channel_groups * plan.chunks;
-  const int64_t per_round =
-      std::clamp<int64_t>(Plan::accumulator_bytes / int64_t(sizeof(T)) / slice_sums, 1, all_slices);
-  T* accumulators = scratch.take<T>(per_round * slice_sums);
-  for (int64_t first = 0; first < all_slices; first += per_round) {
-    const int64_t slices = std::min(per_round, all_slices - first);
-    const double work = double(conv.N) * P * Q / plan.chunks * plan.filters * plan.runs * plan.run_length;
-    parallel_for(slices * channel_groups * plan.chunks, work, [&](int64_t task) {
-      const int64_t cg = task % channel_groups, slice = first + task / channel_groups % slices,
-                    chunk = task / channel_groups / slices;
-      const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters;
-      const int64_t filters = std::min(plan.filters, K - k), c = cg * plan.channels,
-                    channels = std::min(plan.channels, C - c);
-      T* total = accumulators + (((slice - first) * channel_groups + cg) * plan.chunks + chunk) * plan.accumulators();
-      const int64_t run_length = plan.joined ? conv.cols.kernel * channels : channels;
-
-      const int64_t blocks = plan.blocks.count();
-      const int64_t begin = blocks * chunk / plan.chunks, end = blocks * (chunk + 1) / plan.chunks;
-      if (begin == end) std::fill_n(total, plan.accumulators(), T(0));
-      int64_t pitch = plan.pitch, run_pitch = plan.run_pitch;
-      if (plan.direct) {
-        total = reinterpret_cast<T*>(w) + (group * K + k) * conv.w.n + c;
-        pitch = conv.w.n, run_pitch = conv.w.h;
+    for (int64_t run = 0; run < plan_.runs; ++run) {
+      const int64_t S_taps = conv_.cols.kernel;
+      const E* taps = x.data + (plan_.joined ? run * x.tap_row_stride
+                                             : run / S_taps * x.tap_row_stride + run % S_taps * x.tap_col_stride);
+      T* c = total_ + run * run_pitch_;
+      if (plan_.swapped) {
+        multiply(product, taps, down, y.data, across, c, prefetch);
+      } else {
+        multiply(product, y.data, down, taps, across, c, prefetch);
       }
-      for (int64_t b = begin; b < end; ++b) {
-        const Block block = plan.blocks[b];
-        const int64_t images = block.n_end - block.n, rows = block.p_end - block.p, cols = block.q_end - block.q;
-        Scratch scratch;
+    }
+  }
 
-        // The operands: pixel (n, p, q) of y is at a + n * a_n + p * a_p + q * a_q, and the pixel of x under the first
-        // tap is at source + n * b_n + p * b_p + q * b_q.
-        const E *a, *source;
-        int64_t a_n, a_p, a_q, b_n, b_p, b_q, tap_h = 0, tap_w = 0;
-        if (plan.y_in_place) {
-          a = reinterpret_cast<const E*>(y) + block.n * conv.y.n + block.p * conv.y.h + block.q * conv.y.w + group * K +
-              k;
-          a_n = conv.y.n, a_p = conv.y.h, a_q = conv.y.w;
+  // Multiplies `rows` rows from `a` on with `lanes_in_all` lanes from `b` on, tile by tile.
+  template <class Prefetch>
+  INLINE void multiply(OuterGemmTile<E>& product, const E* a, int64_t rows, const E* b, int64_t lanes_in_all, T* c,
+                       const Prefetch& prefetch) const {
+    for (int64_t lane = 0; lane < lanes_in_all;) {
+      const bool wide = lanes_in_all - lane > L;
+      const int64_t tiles = ceil_div(rows, wide ? max_rows<2> : max_rows<1>);
+      product.b = b + lane;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        prefetch();
+        const int64_t m = split_begin(rows, tiles, tile), MR = split_begin(rows, tiles, tile + 1) - m;
+        product.a = a + m;
+        product.c = c + m * pitch_ + lane;
+        if (wide) {
+          OuterGemmTiles<E, 2>::by_rows[MR - 1](product);
         } else {
-          a_q = spread_pitch<E>(filters), a_p = cols * a_q, a_n = rows * a_p;
-          E* copy = scratch.take<E>(block.pixels() * a_q);
-          for (int64_t n = 0; n < images; ++n)
-            for (int64_t p = 0; p < rows; ++p)
-              reader(block.n + n, conv.y.n)({y + (block.n + n) * conv.y.n + (group * K + k) * conv.y.c +
-                                                 (block.p + p) * conv.y.h + block.q * conv.y.w,
-                                             cols, filters, conv.y.w, conv.y.c},
-                                            copy + n * a_n + p * a_p, a_q);
-          a = copy;
-        }
-        if (plan.x_in_place) {
-          source = reinterpret_cast<const E*>(x) + block.n * conv.x.n + group * C + c +
-                   conv.rows.position(block.p, 0) * conv.x.h + conv.cols.position(block.q, 0) * conv.x.w;
-          b_n = conv.x.n, b_p = conv.rows.stride * conv.x.h, b_q = conv.cols.stride * conv.x.w;
-        } else {
-          const Patch patch(conv, block, conv.cols.kernel == 1 ? spread_pitch<E>(channels) : channels);
-          E* copy = scratch.take<E>(images * patch.image_pitch());
-          for (int64_t n = 0; n < images; ++n)
-            read_rows(problem, block.n + n, patch, 0, patch.rows.size, group * C + c, channels, x,
-                      copy + n * patch.image_pitch(), reader(block.n + n, conv.x.n));
-          source = copy;
-          b_n = patch.image_pitch(), b_p = patch.rows.step * patch.row_pitch(), b_q = patch.cols.step * patch.pitch;
-          tap_h = conv.rows.dilation * patch.row_pitch(), tap_w = conv.cols.dilation * patch.pitch;
-        }
-
-        // Segments of pixels that are evenly spaced in both operands: rows, or several rows where these are contiguous.
-        int64_t length = cols, segments_p = rows, segments_n = images;
-        if (a_p == cols * a_q && b_p == cols * b_q) {
-          length *= rows, segments_p = 1;
-          if (a_n == rows * a_p && b_n == rows * b_p) length *= images, segments_n = 1;
-        }
-        int64_t* a_offset = scratch.take<int64_t>(segments_n * segments_p);
-        int64_t* b_offset = scratch.take<int64_t>(segments_n * segments_p);
-        for (int64_t n = 0, i = 0; n < segments_n; ++n)
-          for (int64_t p = 0; p < segments_p; ++p, ++i)
-            a_offset[i] = n * a_n + p * a_p, b_offset[i] = n * b_n + p * b_p;
-
-        // Prefetches the next block's operands that are read in place, and y in any case.
-        const int64_t across = plan.swapped ? filters : run_length, down = plan.swapped ? run_length : filters;
-        const Block next = plan.blocks[std::min(b + 1, blocks - 1)];
-        const int64_t calls = plan.runs * ((across - 1) / (2 * L) + 1) * ((down - 1) / max_rows<2> + 1);
-        PrefetchPixels<S> prefetch_y(gradient(next), group * K + k, b + 1 < end ? filters : 0, calls);
-        PrefetchPixels<S> prefetch_x(plan.x_in_place ? input(next) : gradient(next), group * C + c,
-                                     b + 1 < end && plan.x_in_place ? channels : 0, calls);
-        OuterGemmTile<E> product{};
-        product.a_offset = a_offset, product.b_offset = b_offset, product.segments = segments_n * segments_p;
-        product.length = length, product.a_step = a_q, product.b_step = b_q;
-        if (plan.swapped) std::swap(product.a_offset, product.b_offset), std::swap(product.a_step, product.b_step);
-        product.add = b > begin, product.pitch = pitch;
-        for (int64_t run = 0; run < plan.runs; ++run) {
-          const E* taps =
-              source + (plan.joined ? run * tap_h : run / conv.cols.kernel * tap_h + run % conv.cols.kernel * tap_w);
-          for (int64_t lane = 0; lane < across;) {
-            const bool wide = across - lane > L;
-            const int most = wide ? max_rows<2> : max_rows<1>;
-            const int64_t tiles = (down - 1) / most + 1;
-            product.b = (plan.swapped ? a : taps) + lane;
-            for (int64_t tile = 0; tile < tiles; ++tile) {
-              prefetch_x(), prefetch_y();
-              const int64_t m = down * tile / tiles, MR = down * (tile + 1) / tiles - m;
-              product.a = (plan.swapped ? taps : a) + m;
-              product.c = total + m * pitch + run * run_pitch + lane;
-              if (wide) {
-                OuterGemmTiles<E, 2>::by_rows[MR - 1](product);
-              } else {
-                OuterGemmTiles<E, 1>::by_rows[MR - 1](product);
-              }
-            }
-            lane += wide ? 2 * L : L;
-          }
+          OuterGemmTiles<E, 1>::by_rows[MR - 1](product);
         }
       }
-    });
+      lane += wide ? 2 * L : L;
+    }
+  }
 
+  // Sets the segments of a product: pixels that are evenly spaced in both operands. These are rows, or several rows
+  // where they are contiguous.
+  static void cut_segments(const Block& block, const SourceView<E>& a, const SourceView<E>& b,
+                           OuterGemmTile<E>& product, Scratch& scratch) {
+    const int64_t cols = block.q_end - block.q;
+    int64_t images = block.n_end - block.n, rows = block.p_end - block.p, length = cols;
+    if (a.row_stride == cols * a.col_stride && b.row_stride == cols * b.col_stride) {
+      const bool joins_images = a.image_stride == rows * a.row_stride && b.image_stride == rows * b.row_stride;
+      length *= rows;
+      rows = 1;
+      if (joins_images) {
+        length *= images;
+        images = 1;
+      }
+    }
+    int64_t* a_offset = scratch.take<int64_t>(images * rows);
+    int64_t* b_offset = scratch.take<int64_t>(images * rows);
+    for (int64_t i = 0; i < images * rows; ++i) {
+      a_offset[i] = i / rows * a.image_stride + i % rows * a.row_stride;
+      b_offset[i] = i / rows * b.image_stride + i % rows * b.row_stride;
+    }
+    product.a_offset = a_offset;
+    product.b_offset = b_offset;
+    product.segments = images * rows;
+    product.length = length;
+    product.a_step = a.col_stride;
+    product.b_step = b.col_stride;
+  }
+
+  // The output gradients of a block in place.
+  SourceView<E> view_of_y(const Block& block) const {
+    return {.data = reinterpret_cast<const E*>(pixels_of_y(block).corner) + group_ * conv_.K_per_group() + k_,
+            .image_stride = conv_.y.n,
+            .row_stride = conv_.y.h,
+            .col_stride = conv_.y.w};
+  }
+
+  // The inputs of a block in place, for kernels of one tap.
+  SourceView<E> view_of_x(const Block& block) const {
+    return {.data = reinterpret_cast<const E*>(pixels_of_x(block).corner) + group_ * conv_.C_per_group() + c_,
+            .image_stride = conv_.x.n,
+            .row_stride = conv_.rows.stride * conv_.x.h,
+            .col_stride = conv_.cols.stride * conv_.x.w};
+  }
+
+  SourceView<E> copy_y(const Block& block, Scratch& scratch) const {
+    const int64_t rows = block.p_end - block.p, cols = block.q_end - block.q, pitch = spread_pitch<E>(filters_);
+    E* copy = scratch.take<E>(block.pixels() * pitch);
+    const SourceView<E> view{
+        .data = copy, .image_stride = rows * cols * pitch, .row_stride = cols * pitch, .col_stride = pitch};
+    const S* first = call_.y + (group_ * conv_.K_per_group() + k_) * conv_.y.c;
+    for (int64_t n = block.n; n < block.n_end; ++n)
+      for (int64_t p = block.p; p < block.p_end; ++p, copy += cols * pitch) {
+        const S* row = first + n * conv_.y.n + p * conv_.y.h + block.q * conv_.y.w;
+        call_.reader(n, conv_.y.n)({row, cols, filters_, conv_.y.w, conv_.y.c}, copy, pitch);
+      }
+    return view;
+  }
+
+  SourceView<E> copy_x(const Block& block, Scratch& scratch) const {
+    const Patch patch(conv_, block, conv_.cols.kernel == 1 ? spread_pitch<E>(channels_) : channels_);
+    E* copy = scratch.take<E>((block.n_end - block.n) * patch.image_pitch());
+    for (int64_t n = block.n; n < block.n_end; ++n)
+      read_rows(call_.problem, n, patch, 0, patch.rows.size, group_ * conv_.C_per_group() + c_, channels_, call_.x,
+                copy + (n - block.n) * patch.image_pitch(), call_.reader(n, conv_.x.n));
+    return {.data = copy,
+            .image_stride = patch.image_pitch(),
+            .row_stride = patch.rows.step * patch.row_pitch(),
+            .col_stride = patch.cols.step * patch.pitch,
+            .tap_row_stride = conv_.rows.dilation * patch.row_pitch(),
+            .tap_col_stride = conv_.cols.dilation * patch.pitch};
+  }
+
+  Pixels<S> pixels_of_y(const Block& block) const {
+    return Pixels<S>(call_.y + block.n * conv_.y.n + block.p * conv_.y.h + block.q * conv_.y.w, conv_.y, block);
+  }
+
+  // For kernels of one tap only.
+  Pixels<S> pixels_of_x(const Block& block) const {
+    const Strides strides{
+        .n = conv_.x.n, .c = conv_.x.c, .h = conv_.rows.stride * conv_.x.h, .w = conv_.cols.stride * conv_.x.w};
+    return Pixels<S>(call_.x + block.n * conv_.x.n + conv_.rows.position(block.p, 0) * conv_.x.h +
+                         conv_.cols.position(block.q, 0) * conv_.x.w,
+                     strides, block);
+  }
+
+  const WeightCall<E, S>& call_;
+  const Conv& conv_;
+  const WeightPlan<S>& plan_;
+  const int64_t group_, k_, filters_;  // output channels [k, k + filters) of the group
+  const int64_t c_, channels_;         // input channels [c, c + channels) of the group
+  const int64_t run_length_;
+  const int64_t begin_, end_;  // blocks
+  T* total_;                   // the accumulators, or the weights themselves
+  int64_t pitch_, run_pitch_;
+};
+
+// Computes w = grad_weight(x, y), where y is the output gradient. Tasks: slices x channel groups x chunks.
+template <class E, class S>
+void grad_weight(const Conv& conv, const WeightPlan<S>& plan, const S* x, const S* y, S* w) {
+  Scratch scratch;
+  WeightCall<E, S> call(conv, plan, x, y, w, scratch);
+  const double pixels = double(call.conv.N) * conv.rows.out * conv.cols.out / plan.chunks;
+  for (call.first = 0; call.first < call.slices(); call.first += call.per_round) {
+    const int64_t slices = std::min(call.per_round, call.slices() - call.first);
+    parallel_for(slices * plan.channel_groups * plan.chunks, pixels * plan.filters * plan.runs * plan.run_length,
+                 [&](int64_t task) {
+                   const int64_t channel_group = task % plan.channel_groups, rest = task / plan.channel_groups;
+                   WeightTask<E, S>(call, call.first + rest % slices, channel_group, rest / slices).run();
+                 });
     if (plan.direct) continue;
-    // Adds the accumulators of all chunks, filter by filter or run by run, and stores the results.
-    const int64_t parts = plan.swapped ? plan.runs : plan.filters, size = plan.accumulators() / parts;
-    parallel_for(slices * parts, double(plan.chunks) * size * channel_groups, [&](int64_t task) {
-      const int64_t slice = first + task / parts, part = task % parts;
-      const int64_t group = slice / plan.filter_groups, k = slice % plan.filter_groups * plan.filters;
-      const int64_t filters = std::min(plan.filters, K - k);
-      if (!plan.swapped && part >= filters) return;
-      for (int64_t cg = 0; cg < channel_groups; ++cg) {
-        T* total =
-            accumulators + ((slice - first) * channel_groups + cg) * plan.chunks * plan.accumulators() + part * size;
-        reduce_chunks(total, size, plan.chunks, plan.accumulators());
-        const int64_t c = cg * plan.channels, channels = std::min(plan.channels, C - c);
-        S* to = w + (group * K + k) * conv.w.n + c * conv.w.c;
-        if (plan.swapped) {
-          for (int64_t s = 0; s < (plan.joined ? conv.cols.kernel : 1); ++s) {
-            const int64_t r_at = plan.joined ? part : part / conv.cols.kernel,
-                          s_at = plan.joined ? s : part % conv.cols.kernel;
-            write_tile<S>(total + s * channels * plan.pitch, plan.pitch,
-                          {to + r_at * conv.w.h + s_at * conv.w.w, channels, filters, conv.w.c, conv.w.n});
-          }
-          continue;
-        }
-        to += part * conv.w.n;
-        if (plan.joined && conv.cols.kernel * channels == plan.run_pitch && conv.w.h == conv.cols.kernel * conv.w.w)
-          write_tile<S>(total, channels, {to, conv.rows.kernel * conv.cols.kernel, channels, conv.w.w, conv.w.c});
-        else
-          for (int64_t r = 0; r < conv.rows.kernel; ++r)
-            for (int64_t s = 0; s < conv.cols.kernel; ++s)
-              write_tile<S>(plan.joined ? total + r * plan.run_pitch + s * channels
-                                        : total + (r * conv.cols.kernel + s) * plan.run_pitch,
-                            0, {to + r * conv.w.h + s * conv.w.w, 1, channels, 0, conv.w.c});
-      }
-    });
+    const int64_t parts = plan.swapped ? plan.runs : plan.filters;
+    parallel_for(slices * parts, double(plan.chunks) * plan.accumulators() / parts * plan.channel_groups,
+                 [&](int64_t task) { call.store_part(call.first + task / parts, task % parts); });
   }
 }
 

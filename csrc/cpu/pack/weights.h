@@ -7,7 +7,7 @@ template <class S, class E>
 void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c,
                   int64_t channels, E* to) {
   constexpr int per = values_per<E>;
-  const int64_t steps = (channels - 1) / per + 1, whole = channels / per;
+  const int64_t steps = ceil_div(channels, per), whole = channels / per;
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(NR, conv.K_per_group() - k);
   const S* from = w + group * conv.w_group + k * conv.w.n + c * conv.w.c;
   if (count < NR) std::fill_n(to, taps * steps * NR, E{});
@@ -15,7 +15,10 @@ void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k,
     // The taps of a channel are contiguous, in reverse order in a flipped kernel: copied channel by channel.
     const bool flipped = conv.w.w < 0;
     const int64_t tap = steps * NR;
-    if (flipped) from += (taps - 1) * conv.w.w, to += (taps - 1) * tap;
+    if (flipped) {
+      from += (taps - 1) * conv.w.w;
+      to += (taps - 1) * tap;
+    }
     for (int64_t i = 0; i < steps; ++i)
       read_elements<S>({from + i * per * conv.w.c, taps, count, 1, conv.w.n}, i < whole ? conv.w.c : no_second,
                        to + i * NR, flipped ? -tap : tap);
