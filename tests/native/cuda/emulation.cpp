@@ -130,8 +130,8 @@ void run(int64_t blocks, int threads, int shared_bytes, const std::function<void
     if (mapped == MAP_FAILED) fail("no memory for stacks");
     stacks = static_cast<char*>(mapped);
   }
-  // Aligned to 16 bytes. The allocation ends at most 16 bytes after the shared memory, so that valgrind reports
-  // accesses beyond it.
+  // The 16 spare bytes leave room to align the shared memory to 16 bytes, whatever alignment the allocation has. The
+  // allocation ends at most 16 bytes after the shared memory, so that valgrind reports accesses further beyond it.
   const auto memory = std::make_unique<unsigned char[]>(shared_bytes + 16);
   shared = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
   shared_size = shared_bytes;
