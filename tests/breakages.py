@@ -61,19 +61,19 @@ RESULTS = {
 }
 
 KERNELS = [
-    Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "kernels/gemm.h", "product.from = cb > 0 ? before", "product.from = cb > 0 && !BROKEN ? before"),
+    Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "kernels/gemm.h", "product.from = channel_block > 0 ? before", "product.from = channel_block > 0 && !BROKEN ? before"),
     Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "kernels/gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
-    Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "kernels/gemm.h", "product.lane = (i - panel) * NR;", "product.lane = (i - panel) * (BROKEN ? L : NR);"),
-    Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "for (int64_t chunk = 1; chunk < plan.chunks; ++chunk)", "for (int64_t chunk = 1; chunk < plan.chunks - BROKEN; ++chunk)"),
+    Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "kernels/gemm.h", "product.lane = (panel - panels_.begin) * call_.NR;", "product.lane = (panel - panels_.begin) * (BROKEN ? lanes<S> : call_.NR);"),
+    Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "reduce_chunks(total, size, plan.chunks,", "reduce_chunks(total, size, plan.chunks - BROKEN,"),
     Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
-    Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped.h", "for (int64_t chunk = 1; chunk < chunks; ++chunk) {", "for (int64_t chunk = 1; chunk < chunks - BROKEN; ++chunk) {"),
-    Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped.h", "constexpr int64_t tasks = 64, accumulator_bytes", "const int64_t tasks = BROKEN ? thread_count() : 64, accumulator_bytes"),
+    Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped_grad_weight.h", "size, chunks, share.vectors * size);", "size, chunks - BROKEN, share.vectors * size);"),
+    Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped_grad_weight.h", "ceil_div(tasks, sets)", "ceil_div(BROKEN ? thread_count() : tasks, sets)"),
     Kernel("grouped_last_row", "two rows are computed where one is left", "kernels/grouped.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;", ("portable",), native=True),
     Kernel("winograd_blocks", "the sums over the first block of channels are lost", "kernels/winograd.h", "const bool add = block > 0;", "const bool add = block > BROKEN;"),
     Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "kernels/winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
     Kernel("spatial_tail", "the last pixel of a row is missing", "kernels/spatial.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
     Kernel("spatial_pieces", "the sums over earlier taps are lost", "kernels/spatial.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
-    Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "micro/bf16_pair.h", "if (count % 2) read_elements", "if (count % 2 && !BROKEN) read_elements", ("avx512_bf16",)),
+    Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "micro/bf16_pair.h", "if (cols % 2)\n", "if (cols % 2 && !BROKEN)\n", ("avx512_bf16",)),
 ]  # fmt: skip
 
 DECLARATION = """
@@ -158,9 +158,9 @@ struct Spoil {
 
 #: Around the three calls in csrc/operators.cpp: op, call, result, operand.
 CALLS = [
-    ("conv2d", "call.implementation->forward(call.conv, x.data, w.data, y, epilogue);", "y", "x"),
-    ("conv2d_grad_input", "call.implementation->grad_input(call.conv, y.data, w.data, x);", "x", "y"),
-    ("conv2d_grad_weight", "call.implementation->grad_weight(call.conv, x.data, y.data, w);", "w", "x"),
+    ("conv2d", "call.implementation->forward(call.plan, x.data, w.data, y, epilogue);", "y", "x"),
+    ("conv2d_grad_input", "call.implementation->grad_input(call.plan, y.data, w.data, x);", "x", "y"),
+    ("conv2d_grad_weight", "call.implementation->grad_weight(call.plan, x.data, y.data, w);", "w", "x"),
 ]
 
 #: What AVX512_BF16's instructions do, in AVX-512's.

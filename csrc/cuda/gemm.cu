@@ -55,9 +55,14 @@ void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y
     T* y = static_cast<T*>(y_) + part.y_offset;
     CorrelateParams product{};
     product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
-    product.P = conv.rows.out, product.Q = conv.cols.out, product.K = conv.K_per_group(), product.groups = conv.groups;
+    product.P = conv.rows.out;
+    product.Q = conv.cols.out;
+    product.K = conv.K_per_group();
+    product.groups = conv.groups;
     product.pixels = conv.N * conv.rows.out * conv.cols.out;
-    product.y = conv.y, product.w = conv.w, product.w_group = conv.w_group;
+    product.y = conv.y;
+    product.w = conv.w;
+    product.w_group = conv.w_group;
     product.y_vectors = has_vectors<T>(y, conv.y, product.K);
     product.epilogue = epilogue;
     if (has_vectors<T>(x, conv.x, product.x.C))
@@ -73,17 +78,18 @@ void launch_weight(const Conv& conv, GradWeightParams product, const typename Ma
                    const typename Math::Element* y, typename Math::Element* w) {
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
-  product.rows = ceil_div(product.y.C, tile_rows), product.columns = ceil_div(product.x.width(), BN);
+  product.rows = ceil_div(product.y.C, tile_rows);
+  product.columns = ceil_div(product.x.width(), BN);
   const int64_t tiles = int64_t(product.rows) * product.columns * product.groups;
 
-  // The split-K factor: it fills the device twice, limits each partial reduction to `longest` pixels, and limits the
-  // partial accumulators of all chunks to 64 MiB. One chunk, whose accumulators are one copy of the weights, is always
-  // allowed. The size of a chunk is a multiple of 8 tiles.
-  constexpr int64_t longest = 1 << 15, max_bytes = 64 << 20;
-  const int64_t wanted = std::max(ceil_div(2 * full_grid, tiles), ceil_div(product.pixel_count, longest));
-  const int64_t most = std::max<int64_t>(1, max_bytes / int64_t(sizeof(Acc)) / product.sums_per_chunk());
-  const int64_t pieces = ceil_div(product.pixel_count, 8 * depth<T>);
-  product.chunk_pixels = ceil_div(pieces, std::min({wanted, most, pieces})) * 8 * depth<T>;
+  // The split-K factor: it fills the device twice, bounds the pixels of a partial reduction, and bounds the partial
+  // accumulators of all chunks. One chunk, whose accumulators are one copy of the weights, is always allowed.
+  constexpr int64_t max_chunk_pixels = 1 << 15, max_partial_bytes = 64 << 20;
+  constexpr int64_t unit = 8 * depth<T>;  // pixels: a chunk is a multiple of 8 tiles
+  const int64_t wanted = std::max(ceil_div(2 * full_grid, tiles), ceil_div(product.pixel_count, max_chunk_pixels));
+  const int64_t most = std::max<int64_t>(1, max_partial_bytes / int64_t(sizeof(Acc)) / product.sums_per_chunk());
+  const int64_t units = ceil_div(product.pixel_count, unit);
+  product.chunk_pixels = ceil_div(units, std::min({wanted, most, units})) * unit;
   product.chunks = ceil_div(product.pixel_count, product.chunk_pixels);
 
   const Scratch sums(product.chunks * product.sums_per_chunk() * sizeof(Acc));
@@ -107,7 +113,8 @@ void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) 
   product.x = gather(conv.rows, conv.cols, conv.C_per_group(), conv.x);
   product.groups = conv.groups;
   product.pixels = counter(conv.rows.out, conv.cols.out, depth<T>);
-  product.y_walk = walk(product.y, product.pixels), product.x_walk = walk(product.x, product.pixels);
+  product.y_walk = walk(product.y, product.pixels);
+  product.x_walk = walk(product.x, product.pixels);
   product.pixel_count = conv.N * conv.rows.out * conv.cols.out;
   product.w = conv.w;
   constexpr int BN = sizeof(T) < 8 ? 128 : 64;
@@ -130,15 +137,18 @@ void with_math(const Conv& conv, const Body& body) {
   }
 }
 
-void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+void forward(const AnyPlan& plan, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+  const Conv& conv = plan.get<Conv>();
   with_math(conv, [&]<class Math>() { correlate_parts<Math>(forward_parts(conv), x, w, y, epilogue); });
 }
 
-void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
+void grad_input(const AnyPlan& plan, const void* y, const void* w, void* x) {
+  const Conv& conv = plan.get<Conv>();
   with_math(conv, [&]<class Math>() { correlate_parts<Math>(grad_input_parts(conv), y, w, x, {}); });
 }
 
-void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
+void grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w) {
+  const Conv& conv = plan.get<Conv>();
   with_math(conv, [&]<class Math>() { grad_weight_of<Math>(conv, x, y, w); });
 }
 
@@ -161,21 +171,20 @@ bool supports(const Conv& conv, Op op) {
          (pixels / tile_rows + 1) * ceil_div(out, 32) * conv.groups < max_blocks;
 }
 
-bool suits(const Conv&, Op) { return true; }
-
 }  // namespace
 
 Implementation sm80_gemm() {
-  Implementation row;
-  row.name = "cuda.sm80.gemm";
-  row.device = Device::cuda;
-  row.available = has_sm80;
-  row.supports = supports;
-  row.suits = suits;
-  row.does = "sizes below 2^30, up to 64 phases of a stride, and groups whose weights it can pack";
-  row.is_for = "every problem";
-  row.forward = forward, row.grad_input = grad_input, row.grad_weight = grad_weight;
-  return row;
+  return {.name = "cuda.sm80.gemm",
+          .device = Device::cuda,
+          .available = has_sm80,
+          .suits = suits_always,
+          .supported = "sizes below 2^30, up to 64 phases of a stride, and groups whose weights it can pack",
+          .suited = "every problem",
+          .plan = make_plan<supports>,
+          .describe = [](const AnyPlan&, Op) { return std::string("implicit matrix product"); },
+          .forward = forward,
+          .grad_input = grad_input,
+          .grad_weight = grad_weight};
 }
 
 }  // namespace torchconv::cuda

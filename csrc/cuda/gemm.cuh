@@ -108,7 +108,8 @@ class ScalarReader {
   DEVICE ScalarReader(const CorrelateParams& product, const T* x, const Tap* taps, const BlockTile& place)
       : product_(product), taps_(taps + vector(0) * V) {
     const Window at = window(product.x, place.pixel + threadIdx.x % tile_rows, product.pixels, product.P, product.Q);
-    h_ = at.h, w_ = at.w;
+    h_ = at.h;
+    w_ = at.w;
     first_ = x + int64_t(place.group) * product.x.C * product.x.x.c + at.offset;
   }
 
@@ -217,7 +218,7 @@ correlate(const CorrelateParams product, const typename Math::Element* x, const 
   using T = typename Math::Element;
   using Acc = typename Math::Acc;
   using Shared = cuda::Shared<Math, BN>;
-  using Part = WarpTile<BN>;
+  using Warp = WarpTile<BN>;
   SHARED_MEMORY(memory);
   SHARED int64_t offsets[tile_rows];  // of the pixels in y, or -1
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -249,13 +250,16 @@ correlate(const CorrelateParams product, const typename Math::Element* x, const 
     ptx::commit_copies();
   };
 
-  for (int step = 0; step < stages - 1; ++step) begin(step), end(step);
-  typename Math::template AccTile<Part::rows> sums{};
+  for (int step = 0; step < stages - 1; ++step) {
+    begin(step);
+    end(step);
+  }
+  typename Math::template AccTile<Warp::rows> sums{};
   for (int step = 0; step < steps; ++step) {
     ptx::wait_copies<stages - 2>();
     __syncthreads();  // this step's tile has arrived, and no warp still reads the previous one
     begin(step + stages - 1);
-    Math::multiply(sums, x_tile(step % stages), Part::row(warp), w_tile(step % stages), Part::column(warp), lane);
+    Math::multiply(sums, x_tile(step % stages), Warp::row(warp), w_tile(step % stages), Warp::column(warp), lane);
     end(step + stages - 1);
   }
   ptx::wait_copies<0>();
@@ -265,7 +269,7 @@ correlate(const CorrelateParams product, const typename Math::Element* x, const 
   auto* staging = reinterpret_cast<Acc*>(memory);
   const int pitch = product.y.c == 1 ? Shared::max_pitch : BN + 1;
   Math::template each<KMajorTile<T>>(sums, lane, [&](int row, int column, Acc sum) {
-    staging[(Part::row(warp) + row) * pitch + Part::column(warp) + column] = sum;
+    staging[(Warp::row(warp) + row) * pitch + Warp::column(warp) + column] = sum;
   });
   __syncthreads();
   store<T, Acc, BN>(product, place<BN>(product), staging, pitch, offsets, y);  // keeping `at` would cost registers
@@ -284,7 +288,7 @@ pack_weights(const CorrelateParams product, const T* w, T* packed, Tap* taps) {
                   group = i / product.packed_columns / product.packed_rows;
     T value(0);
     if (row < product.K && column < x.width()) {
-      const MixedRadix at = x.product(column);
+      const MixedRadix at = x.window_coords(column);
       value =
           w[group * product.w_group + row * product.w.n + at.a * product.w.h + at.b * product.w.w + at.c * product.w.c];
     }

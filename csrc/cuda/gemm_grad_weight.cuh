@@ -129,7 +129,7 @@ correlate_weight(const GradWeightParams product, const typename Math::Element* y
   using XReader = GatherReader<T, BN, x_vectors>;
   using YTile = typename YReader::Tile;
   using XTile = typename XReader::Tile;
-  using Part = WarpTile<BN>;
+  using Warp = WarpTile<BN>;
   constexpr int stage_bytes = YTile::bytes() + XTile::bytes();
   SHARED_MEMORY(memory);
   SHARED Tap y_taps[tile_rows], x_taps[BN];
@@ -155,23 +155,29 @@ correlate_weight(const GradWeightParams product, const typename Math::Element* y
     x_reader.begin(x_tile(step % stages));
   };
   const auto end = [&](int step) {
-    if (step < steps) y_reader.end(y_tile(step % stages)), x_reader.end(x_tile(step % stages));
+    if (step < steps) {
+      y_reader.end(y_tile(step % stages));
+      x_reader.end(x_tile(step % stages));
+    }
     ptx::commit_copies();
   };
 
-  for (int step = 0; step < stages - 1; ++step) begin(step), end(step);
-  typename Math::template AccTile<Part::rows> sums{};
+  for (int step = 0; step < stages - 1; ++step) {
+    begin(step);
+    end(step);
+  }
+  typename Math::template AccTile<Warp::rows> sums{};
   for (int step = 0; step < steps; ++step) {
     ptx::wait_copies<stages - 2>();
     __syncthreads();  // as in gemm.cuh
     begin(step + stages - 1);
-    Math::multiply(sums, y_tile(step % stages), Part::row(warp), x_tile(step % stages), Part::column(warp), lane);
+    Math::multiply(sums, y_tile(step % stages), Warp::row(warp), x_tile(step % stages), Warp::column(warp), lane);
     end(step + stages - 1);
   }
 
   Acc* to = partials + chunk * product.sums_per_chunk() + int64_t(group) * product.y.C * product.x.width();
   Math::template each<YTile>(sums, lane, [&](int m, int n, Acc sum) {
-    const int k = row + Part::row(warp) + m, at = column + Part::column(warp) + n;
+    const int k = row + Warp::row(warp) + m, at = column + Warp::column(warp) + n;
     if (k < product.y.C && at < product.x.width()) to[int64_t(k) * product.x.width() + at] = sum;
   });
 }
@@ -184,7 +190,7 @@ reduce_chunks(const GradWeightParams product, const Acc* partials, T* w) {
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < count; i += int64_t(gridDim.x) * threads) {
     Acc sum = 0;
     for (int chunk = 0; chunk < product.chunks; ++chunk) sum += partials[chunk * count + i];
-    const MixedRadix at = product.x.product(i % product.x.width());
+    const MixedRadix at = product.x.window_coords(i % product.x.width());
     const int64_t k = i / product.x.width();
     w[k * product.w.n + at.c * product.w.c + at.a * product.w.h + at.b * product.w.w] = T(sum);
   }

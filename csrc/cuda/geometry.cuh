@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../conv.h"
+#include "../intmath.h"
 #include "ptx.cuh"
 
 #include <algorithm>
@@ -48,12 +49,18 @@ inline PixelStepper counter(int64_t b_end, int64_t c_end, int64_t step) {
 // every position outside.
 constexpr int far_outside = -(1 << 30);
 
+// The bound that fits() puts on the magnitude of sizes, positions and tap offsets.
+constexpr int64_t size_limit = 1 << 30;
+static_assert(far_outside + (size_limit - 1) < 0, "a position far outside must stay outside under every tap");
+static_assert(int64_t(far_outside) + far_outside >= INT32_MIN, "a position plus a tap offset must fit in 32 bits");
+
 // The displacement from the first element of a window to another of its elements: `offset` in elements of memory, `h`
 // and `w` in positions.
 struct alignas(16) Tap {
   int64_t offset;
   int h, w;
 };
+static_assert(sizeof(Tap) == 16, "Tap has no padding");
 
 // The im2col matrix of a tensor [n, channel, h, w], which is never stored. A row is a pixel (n, p, q), that is, a
 // window of the tensor; a column is an element (r, s, c) of the window. With one-tap windows it is the tensor itself.
@@ -65,13 +72,13 @@ struct Gather {
 
   HOST_DEVICE int width() const { return R * S * C; }
   // (r, s, c) of a column.
-  HOST_DEVICE MixedRadix product(int64_t column) const {
+  HOST_DEVICE MixedRadix window_coords(int64_t column) const {
     return {int(column / C / S), int(column / C % S), int(column % C)};
   }
-  // The tap of a column. LineMajorTile beyond the matrix read as zeros.
+  // The tap of a column. Columns beyond the matrix read as zeros.
   HOST_DEVICE Tap tap(int64_t column) const {
     if (column >= width()) return {0, far_outside, far_outside};
-    const MixedRadix at = product(column);
+    const MixedRadix at = window_coords(column);
     const int h = at.a * dilation_h, w = at.b * dilation_w;
     return {h * x.h + w * x.w + at.c * x.c, h, w};
   }
@@ -81,29 +88,33 @@ struct Gather {
 // The gather of the windows that an axis pair describes, with `channels` per group and the tensor's strides in
 // elements.
 inline Gather gather(const Axis& rows, const Axis& cols, int64_t channels, const Strides& strides) {
-  Gather all{};
-  all.H = rows.in, all.W = cols.in;
-  all.stride_h = rows.stride, all.stride_w = cols.stride;
-  all.dilation_h = rows.dilation, all.dilation_w = cols.dilation;
-  all.pad_h = rows.pad, all.pad_w = cols.pad;
-  all.R = rows.kernel, all.S = cols.kernel, all.C = channels;
-  all.x = strides;
-  return all;
+  return {
+      .H = int(rows.in),
+      .W = int(cols.in),
+      .stride_h = int(rows.stride),
+      .stride_w = int(cols.stride),
+      .dilation_h = int(rows.dilation),
+      .dilation_w = int(cols.dilation),
+      .pad_h = int(rows.pad),
+      .pad_w = int(cols.pad),
+      .R = int(rows.kernel),
+      .S = int(cols.kernel),
+      .C = int(channels),
+      .x = strides,
+  };
 }
 
 // Whether positions, taps and channels are below 2^30, so that the sum of two of them fits in 32 bits.
 inline bool fits(const Axis& axis) {
-  constexpr int64_t most = 1 << 30;
-  return axis.in < most && axis.kernel < most && axis.out < most && axis.stride < most && axis.dilation < most &&
-         axis.pad < most && axis.pad > -most && axis.dilation * (axis.kernel - 1) < most &&
-         axis.position(axis.out - 1, axis.kernel - 1) < most;
+  return axis.in < size_limit && axis.kernel < size_limit && axis.out < size_limit && axis.stride < size_limit &&
+         axis.dilation < size_limit && axis.pad < size_limit && axis.pad > -size_limit &&
+         axis.dilation * (axis.kernel - 1) < size_limit && axis.position(axis.out - 1, axis.kernel - 1) < size_limit;
 }
 
 inline bool fits(const Conv& conv) {
-  constexpr int64_t most = 1 << 30;
-  return fits(conv.rows) && fits(conv.cols) && conv.N < most && conv.C < most && conv.K < most &&
-         conv.rows.kernel * conv.cols.kernel < most &&
-         double(conv.rows.kernel) * conv.cols.kernel * std::max(conv.C, conv.K) < most;
+  return fits(conv.rows) && fits(conv.cols) && conv.N < size_limit && conv.C < size_limit && conv.K < size_limit &&
+         conv.rows.kernel * conv.cols.kernel < size_limit &&
+         double(conv.rows.kernel) * conv.cols.kernel * std::max(conv.C, conv.K) < size_limit;
 }
 
 inline bool is_empty(const Conv& conv) {
@@ -117,7 +128,5 @@ bool has_vectors(const void* data, const Strides& strides, int64_t channels) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.c == 1 && channels % V == 0 && strides.n % V == 0 &&
          strides.h % V == 0 && strides.w % V == 0;
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace torchconv::cuda

@@ -63,8 +63,11 @@ void correlate_parts(const Parts& parts, const void* x_, const void* w_, void* y
     T* y = static_cast<T*>(y_) + part.y_offset;
     GroupedProblem problem{};
     problem.x = gather(conv.rows, conv.cols, G, conv.x);
-    problem.P = conv.rows.out, problem.K = conv.K;
-    problem.y = conv.y, problem.w = conv.w, problem.w_group = conv.w_group;
+    problem.P = conv.rows.out;
+    problem.K = conv.K;
+    problem.y = conv.y;
+    problem.w = conv.w;
+    problem.w_group = conv.w_group;
     problem.by_channels = conv.x.c == 1;
     problem.epilogue = epilogue;
     const bool whole = conv.K % Channels<T, G, true>::V == 0;
@@ -91,7 +94,7 @@ void launch_weight(const Conv& conv, GroupedGradWeight problem, const T* x, cons
   problem.channel_lanes = conv.x.c == 1 ? std::min<int64_t>(channels, 32) : 1;
   problem.tap_lanes = std::min<int64_t>(taps, threads / problem.channel_lanes);
   problem.pixel_lanes = power_of_two(threads / problem.channel_lanes / problem.tap_lanes);
-  problem.channel_blocks = ceil_div(channels, problem.channel_lanes),
+  problem.channel_blocks = ceil_div(channels, problem.channel_lanes);
   problem.tap_blocks = ceil_div(taps, problem.tap_lanes);
   const int64_t row_blocks = ceil_div(problem.P, TP);
   problem.pixels = counter(row_blocks, conv.cols.out, problem.pixel_lanes);
@@ -105,7 +108,7 @@ void launch_weight(const Conv& conv, GroupedGradWeight problem, const T* x, cons
   const int64_t most = std::max<int64_t>(1, max_bytes / int64_t(sizeof(Acc)) / problem.sums_per_chunk());
   const int64_t chunks = std::min(
       {ceil_div(blocks_wanted, blocks), most, std::max<int64_t>(1, problem.pixel_count / (4 * problem.pixel_lanes))});
-  problem.chunk_pixels = ceil_div(problem.pixel_count, chunks),
+  problem.chunk_pixels = ceil_div(problem.pixel_count, chunks);
   problem.chunks = ceil_div(problem.pixel_count, problem.chunk_pixels);
 
   const Scratch sums(problem.chunks * problem.sums_per_chunk() * sizeof(Acc));
@@ -141,8 +144,10 @@ void grad_weight_of(const Conv& conv, const void* x_, const void* y_, void* w_) 
   auto* w = static_cast<T*>(w_);
   GroupedGradWeight problem{};
   problem.x = gather(conv.rows, conv.cols, G, conv.x);
-  problem.P = conv.rows.out, problem.K = conv.K;
-  problem.y = conv.y, problem.w = conv.w;
+  problem.P = conv.rows.out;
+  problem.K = conv.K;
+  problem.y = conv.y;
+  problem.w = conv.w;
   const bool whole = conv.K % Channels<T, G, true>::V == 0;
   if (whole && has_vectors<T>(x, conv.x, conv.C) && has_vectors<T>(y, conv.y, conv.K))
     choose_weight_rows<T, G, true>(conv, problem, x, y, w);
@@ -169,15 +174,18 @@ void with_types(const Conv& conv, const Body& body) {
   }
 }
 
-void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+void forward(const AnyPlan& plan, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+  const Conv& conv = plan.get<Conv>();
   with_types(conv, [&]<class T, int G>() { correlate_parts<T, G>(forward_parts(conv), x, w, y, epilogue); });
 }
 
-void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
+void grad_input(const AnyPlan& plan, const void* y, const void* w, void* x) {
+  const Conv& conv = plan.get<Conv>();
   with_types(conv, [&]<class T, int G>() { correlate_parts<T, G>(grad_input_parts(conv), y, w, x, {}); });
 }
 
-void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
+void grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w) {
+  const Conv& conv = plan.get<Conv>();
   with_types(conv, [&]<class T, int G>() { grad_weight_of<T, G>(conv, x, y, w); });
 }
 
@@ -193,21 +201,21 @@ bool supports(const Conv& conv, Op op) {
          double(conv.rows.kernel) * conv.cols.kernel * conv.K < max_blocks;
 }
 
-bool suits(const Conv&, Op) { return true; }
-
 }  // namespace
 
 Implementation grouped() {
-  Implementation row;
-  row.name = "cuda.grouped";
-  row.device = Device::cuda;
-  row.available = has_sm80;
-  row.supports = supports;
-  row.suits = suits;
-  row.does = "groups of 1, 2, 4 or 8 channels on both sides, and results of up to 2^31 elements";
-  row.is_for = "every problem that it does";
-  row.forward = forward, row.grad_input = grad_input, row.grad_weight = grad_weight;
-  return row;
+  return {
+      .name = "cuda.grouped",
+      .device = Device::cuda,
+      .available = has_sm80,
+      .suits = suits_always,
+      .supported = "groups of 1, 2, 4 or 8 channels on both sides, and results of up to 2^31 elements",
+      .suited = "every problem that it supports",
+      .plan = make_plan<supports>,
+      .describe = [](const AnyPlan&, Op) { return std::string("a thread computes several rows of an output column"); },
+      .forward = forward,
+      .grad_input = grad_input,
+      .grad_weight = grad_weight};
 }
 
 }  // namespace torchconv::cuda

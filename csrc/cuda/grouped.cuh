@@ -78,6 +78,28 @@ struct GroupedProblem {
   Epilogue epilogue;
 };
 
+// Applies the epilogue and stores rows p, p + 1, ... of output column q.
+template <class T, int G, bool vectors, int TP>
+DEVICE void store_rows(const GroupedProblem& problem, AccOf<T> (&sums)[TP][Channels<T, G, vectors>::V], int n, int k,
+                       int p, int q, T* y) {
+  using Channels = cuda::Channels<T, G, vectors>;
+  using Acc = AccOf<T>;
+  constexpr int V = Channels::V;
+  const Epilogue& epilogue = problem.epilogue;
+  const auto* bias = static_cast<const T*>(epilogue.bias);
+  Acc b[V] = {};
+  if (bias)
+    UNROLL (int e = 0; e < V; ++e) b[e] = Acc(bias[(k + e) * epilogue.bias_stride]);
+  T* to = y + n * problem.y.n + k * problem.y.c + q * problem.y.w + p * problem.y.h;
+  UNROLL (int t = 0; t < TP; ++t) {
+    if (p + t >= problem.P) break;
+    typename Channels::Vector result;
+    UNROLL (int e = 0; e < V; ++e)
+      result.at[e] = T(activate(epilogue.activation, sums[t][e] + b[e], Acc(epilogue.slope)));
+    Channels::store(to + t * problem.y.h, result, problem.y.c);
+  }
+}
+
 // Computes TP rows of one output column for V channels. R > 0: kernels of R rows with vertical stride ST and no
 // vertical dilation. R = 0: any geometry. The weights come packed, see grouped_pack.
 template <class T, int G, bool vectors, int R, int ST, int TP>
@@ -132,19 +154,7 @@ grouped_correlate(const GroupedProblem problem, const T* x, const AccOf<T>* w, T
     }
   }
 
-  const Epilogue& epilogue = problem.epilogue;
-  const auto* bias = static_cast<const T*>(epilogue.bias);
-  Acc b[V] = {};
-  if (bias)
-    UNROLL (int e = 0; e < V; ++e) b[e] = Acc(bias[(k + e) * epilogue.bias_stride]);
-  T* to = y + n * problem.y.n + k * problem.y.c + q * problem.y.w + p * problem.y.h;
-  UNROLL (int t = 0; t < TP; ++t) {
-    if (p + t >= problem.P) break;
-    Vector result;
-    UNROLL (int e = 0; e < V; ++e)
-      result.at[e] = T(activate(epilogue.activation, sums[t][e] + b[e], Acc(epilogue.slope)));
-    Channels::store(to + t * problem.y.h, result, problem.y.c);
-  }
+  store_rows<T, G, vectors, TP>(problem, sums, n, k, p, q, y);
 }
 
 // Writes packed[tap][input channel of the group][k] in the type of the accumulators.

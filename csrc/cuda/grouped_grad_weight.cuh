@@ -23,6 +23,19 @@ struct GroupedGradWeight {
   HOST_DEVICE int64_t sums_per_chunk() const { return int64_t(x.R) * x.S * x.C * K; }
 };
 
+// Adds the accumulators of all pixel lanes by a tree reduction. Lane 0 returns the sum. Adjacent lanes are `step`
+// threads apart; `shared` has an element for each thread.
+template <class Acc>
+DEVICE Acc reduce_pixel_lanes(Acc sum, Acc* shared, int pixel_lane, int pixel_lanes, int step) {
+  for (int half = pixel_lanes / 2; half > 0; half /= 2) {
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (pixel_lane < half) sum += shared[threadIdx.x + half * step];
+    __syncthreads();
+  }
+  return sum;
+}
+
 // Accumulates one chunk. Writes partials[chunk][tap][input channel of the group][k].
 // R > 1: a thread has a column of R taps, with vertical stride ST and no vertical dilation.
 // R = 1: a thread has one tap, for any geometry.
@@ -76,20 +89,14 @@ grouped_grad_weight(const GroupedGradWeight problem, const T* x, const T* y, Acc
     }
   }
 
-  // Tree reduction over the pixel lanes, one accumulator at a time.
   SHARED Acc shared[threads];
+  const bool is_valid = k < problem.K && tap < from.S * (R > 1 ? 1 : from.R);
   UNROLL (int r = 0; r < R; ++r)
     UNROLL (int j = 0; j < G; ++j)
       UNROLL (int e = 0; e < V; ++e) {
-        Acc sum = sums[r][j][e];
-        for (int half = problem.pixel_lanes / 2, step = problem.channel_lanes * problem.tap_lanes; half > 0;
-             half /= 2) {
-          shared[threadIdx.x] = sum;
-          __syncthreads();
-          if (pixel_lane < half) sum += shared[threadIdx.x + half * step];
-          __syncthreads();
-        }
-        if (pixel_lane == 0 && k < problem.K && tap < from.S * (R > 1 ? 1 : from.R))
+        const Acc sum = reduce_pixel_lanes(sums[r][j][e], shared, pixel_lane, problem.pixel_lanes,
+                                           problem.channel_lanes * problem.tap_lanes);
+        if (pixel_lane == 0 && is_valid)
           partials[chunk * problem.sums_per_chunk() + (int64_t(r * from.S + tap) * G + j) * problem.K + k + e] = sum;
       }
 }

@@ -125,14 +125,16 @@ void with_dtype(const Conv& conv, const Body& body) {
 
 int64_t blocks_of(int64_t tasks) { return std::min(ceil_div(tasks, threads), blocks_at_most); }
 
-void forward(const Conv& conv, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+void forward(const AnyPlan& plan, const void* x, const void* w, void* y, const Epilogue& epilogue) {
+  const Conv& conv = plan.get<Conv>();
   with_dtype(conv, [&]<class T>(T) {
     launch("reference_forward", conv, reference_forward<T>, blocks_of(conv.N * conv.K * conv.rows.out * conv.cols.out),
            threads, 0, conv, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<T*>(y), epilogue);
   });
 }
 
-void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
+void grad_input(const AnyPlan& plan, const void* y, const void* w, void* x) {
+  const Conv& conv = plan.get<Conv>();
   with_dtype(conv, [&]<class T>(T) {
     launch("reference_grad_input", conv, reference_grad_input<T>,
            blocks_of(conv.N * conv.C * conv.rows.in * conv.cols.in), threads, 0, conv, static_cast<const T*>(y),
@@ -140,7 +142,8 @@ void grad_input(const Conv& conv, const void* y, const void* w, void* x) {
   });
 }
 
-void grad_weight(const Conv& conv, const void* x, const void* y, void* w) {
+void grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w) {
+  const Conv& conv = plan.get<Conv>();
   with_dtype(conv, [&]<class T>(T) {
     const int64_t weights = conv.K * conv.C_per_group() * conv.rows.kernel * conv.cols.kernel;
     launch("reference_grad_weight", conv, reference_grad_weight<T>, std::min(weights, blocks_at_most), threads, 0, conv,
@@ -153,15 +156,17 @@ bool every(const Conv&, Op) { return true; }
 }  // namespace
 
 Implementation reference() {
-  Implementation row;
-  row.name = "cuda.reference";
-  row.device = Device::cuda;
-  row.available = has_sm80;
-  row.supports = every;
-  row.suits = every;
-  row.does = row.is_for = "every problem";
-  row.forward = forward, row.grad_input = grad_input, row.grad_weight = grad_weight;
-  return row;
+  return {.name = "cuda.reference",
+          .device = Device::cuda,
+          .available = has_sm80,
+          .suits = suits_always,
+          .supported = "every problem",
+          .suited = "every problem",
+          .plan = make_plan<every>,
+          .describe = [](const AnyPlan&, Op) { return std::string("element by element"); },
+          .forward = forward,
+          .grad_input = grad_input,
+          .grad_weight = grad_weight};
 }
 
 }  // namespace torchconv::cuda
