@@ -85,12 +85,12 @@ struct Choice {
 
 // The implementation that an operator would run for operands of these sizes and strides (in elements) on `device`,
 // "cpu" or "cuda".
-Choice chosen(
-    const std::string& op, const std::string& dtype, const std::vector<int64_t>& a_size,
-    const std::vector<int64_t>& a_stride, const std::vector<int64_t>& b_size, const std::vector<int64_t>& b_stride,
-    const std::vector<int64_t>& size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation, int64_t groups, const std::string& device,
-    const std::string& implementation) {
+Choice chosen(const std::string& op, const std::string& dtype, const std::vector<int64_t>& a_size,
+              const std::vector<int64_t>& a_stride, const std::vector<int64_t>& b_size,
+              const std::vector<int64_t>& b_stride, const std::vector<int64_t>& size,
+              const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+              const std::vector<int64_t>& dilation, int64_t groups, const std::string& device,
+              const std::string& implementation) {
   static const std::map<std::string, Dtype> dtypes = {{"float64", Dtype::float64},
                                                       {"float32", Dtype::float32},
                                                       {"bfloat16", Dtype::bfloat16},
