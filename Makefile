@@ -57,6 +57,7 @@ gpu: $(BIN)/.installed  ## the kernels for a GPU, on an emulated one
 	$(BIN)/python tests/native/run.py gpu
 
 emulate: $(BIN)/.installed  ## the kernels on other processors (needs qemu-user, valgrind, g++-aarch64-linux-gnu)
+	$(BIN)/python tests/native/run.py avx512
 	$(BIN)/python tests/native/run.py x86
 	$(BIN)/python tests/native/run.py aarch64
 	$(BIN)/python tests/native/run.py valgrind

@@ -73,15 +73,4 @@ struct Conv {
   HOST_DEVICE int64_t K_per_group() const { return K / groups; }
 };
 
-// The activations that conv2d can fuse: y = activation(accumulator + bias[k]).
-enum class Activation : uint8_t { none, relu, leaky_relu, relu6, sigmoid, tanh };
-
-// Applied to each accumulator of conv2d before the store; see activate() in epilogue.h.
-struct Epilogue {
-  const void* bias = nullptr;  // [K] of the problem's dtype, or null
-  int64_t bias_stride = 0;     // in elements
-  Activation activation = Activation::none;
-  double slope = 0;  // of leaky_relu, for negative inputs
-};
-
 }  // namespace torchconv

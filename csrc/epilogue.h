@@ -1,4 +1,4 @@
-// The activations of the epilogue, which is applied to each accumulator before the store.
+// The epilogue of conv2d: bias and activation, applied to each accumulator before the store.
 #pragma once
 
 #include "conv.h"
@@ -6,6 +6,17 @@
 #include <cmath>
 
 namespace torchconv {
+
+// The activations that conv2d can fuse: y = activation(accumulator + bias[k]).
+enum class Activation : uint8_t { none, relu, leaky_relu, relu6, sigmoid, tanh };
+
+// What conv2d applies to each accumulator before the store. Every part is optional.
+struct Epilogue {
+  const void* bias = nullptr;  // [K] of the problem's dtype, or null
+  int64_t bias_stride = 0;     // in elements
+  Activation activation = Activation::none;
+  double slope = 0;  // of leaky_relu, for negative inputs
+};
 
 // Applies `activation` to v; only leaky_relu uses `slope`. Every activation propagates NaN, as torch does.
 template <class Value>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv.h"
+#include "epilogue.h"
 #include "plan.h"
 
 #include <string>

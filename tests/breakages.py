@@ -5,7 +5,8 @@ environment variable TORCHCONV_FAULT=<fault>@<place> switches one of them on: th
 implementation ("cpu.avx512.gemm/conv2d") for faults of results, an instruction set ("avx512") for faults of kernels.
 Without it the extension is right, and all tests must pass.
 
-Where the machine lacks AVX512_BF16, its instructions are emulated, so that these implementations are tested, too.
+Where the machine lacks AVX512_BF16, it and AVX-512 are emulated (tests/emulation), so that these implementations are
+tested, too.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ KERNELS = [
     Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "kernels/gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
     Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "kernels/gemm.h", "product.lane = (panel - panels_.begin) * call_.NR;", "product.lane = (panel - panels_.begin) * (BROKEN ? lanes<S> : call_.NR);"),
     Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "reduce_chunks(total, size, plan.chunks,", "reduce_chunks(total, size, plan.chunks - BROKEN,"),
-    Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "bias ? bias + v * L : nullptr", "bias ? bias + (BROKEN ? 0 : v) * L : nullptr"),
+    Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "epilogue.at(v * lanes<S>)", "epilogue.at((BROKEN ? 0 : v) * lanes<S>)"),
     Kernel("grouped_chunks", "the gradient of weights lacks the last chunk", "kernels/grouped_grad_weight.h", "size, chunks, share.vectors * size);", "size, chunks - BROKEN, share.vectors * size);"),
     Kernel("grouped_chunks_of_threads", "the gradient of weights is cut by the number of threads", "kernels/grouped_grad_weight.h", "ceil_div(tasks, sets)", "ceil_div(BROKEN ? thread_count() : tasks, sets)"),
     Kernel("grouped_last_row", "two rows are computed where one is left", "kernels/grouped.h", "made = taps.row_step > 0 && p + 1 < rows ? 2 : 1;", "made = taps.row_step > 0 && (p + 1 < rows || BROKEN) ? 2 : 1;", ("portable",), native=True),
@@ -163,17 +164,6 @@ CALLS = [
     ("conv2d_grad_weight", "call.implementation->grad_weight(call.plan, x.data, y.data, w);", "w", "x"),
 ]
 
-#: What AVX512_BF16's instructions do, in AVX-512's.
-EMULATION = [
-    ("(__m256i)_mm512_cvtneps_pbh(v)", "narrow(v, BFloat16())"),
-    (
-        "return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);",
-        """const __m512i high = _mm512_set1_epi32(0xffff0000);
-  c = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), c);
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), c);""",
-    ),
-]
-
 
 def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
@@ -216,9 +206,9 @@ def build() -> None:
             kernel.new.replace("BROKEN", f'broken("{kernel.name}", TORCHCONV_STRING(TORCHCONV_ISA))'),
         )
     if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
-        for old, new in EMULATION:
-            replace(TREE / "csrc" / "cpu" / "vec" / "avx512_bf16.h", old, new)
-        replace(TREE / "csrc" / "cpu" / "targets" / "avx512_bf16.h", '"avx512bf16,', '"')
+        header = TREE / "tests" / "emulation" / "avx512.h"
+        flags = ["-O1", f'-DTORCHCONV_EMULATION="{header}"', "-Wno-psabi", "-Wno-ignored-attributes"]
+        replace(TREE / "setup.py", '"-O3"', ", ".join(map(repr, flags)))
     environment = {**os.environ, "TORCHCONV_CUDA": "0"}
     subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=TREE, check=True, env=environment)
     run_native("none", check=True)

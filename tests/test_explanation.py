@@ -1,6 +1,7 @@
 """explain: the textbook's numbers, what is really saved and allocated, and which kernel really runs."""
 
 import gc
+import re
 import weakref
 from xml.etree import ElementTree
 
@@ -169,6 +170,34 @@ def test_the_kernels_are_those_that_run():
         assert all(choice.passed_over.values())
     assert found.implementation.endswith("winograd")
     assert len(explain(Conv2d(64, 64, 3).eval(), (2, 64, 14, 14)).layers[0].choices) == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "text"),
+    [
+        ("winograd", "F(4x4, 3x3)"),
+        ("gemm", "input channels"),
+        ("spatial", "vectors of pixels"),
+        ("reference", "element"),
+    ],
+)
+def test_the_plan_is_shown(algorithm, text):
+    with torchconv.use(algorithm):
+        (choice,) = explain(Conv2d(64, 64, 3, padding=1).eval(), (2, 64, 14, 14)).layers[0].choices
+    assert choice.implementation.endswith(algorithm)
+    assert text in choice.plan
+    assert str(choice).splitlines()[1].strip() == choice.plan
+
+
+def test_the_plan_names_the_size_of_its_blocks():
+    """The blocks of a small image hold all of it, and those of a large one do not."""
+    plans = []
+    for size in (4, 512):
+        with torchconv.use("gemm"):
+            plans.append(explain(Conv2d(64, 64, 3, padding=1).eval(), (1, 64, size, size)).layers[0].choices[0].plan)
+    small, large = (int(re.search(r"blocks of (\d+) pixels", plan)[1]) for plan in plans)
+    assert small == 4 * 4
+    assert small < large < 512 * 512
 
 
 def test_derivatives_are_those_that_somebody_asks_for():
@@ -380,7 +409,8 @@ def test_its_parts_are_short():
     choice = explain(Conv2d(64, 64, 3), (2, 64, 14, 14)).layers[0].choices[0]
     assert choice.passed_over
     assert repr(choice) == (
-        f"Choice(op='conv2d', implementation='{choice.implementation}', scratch_bytes={choice.scratch_bytes})"
+        f"Choice(op='conv2d', implementation='{choice.implementation}', "
+        f"scratch_bytes={choice.scratch_bytes}, plan={choice.plan!r})"
     )
 
 

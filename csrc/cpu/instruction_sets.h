@@ -27,9 +27,14 @@
 #include <utility>
 #include <vector>
 
-// Sanitizer builds can restrict themselves to the portable kernels, which compile in a tenth of the time.
+// Every instruction set in the build, widest first, whether or not this machine supports it: the names of the
+// namespaces in targets/. Sanitizer builds can restrict themselves to the portable kernels, which compile in a tenth of
+// the time.
 #if defined(__x86_64__) && !defined(TORCHCONV_PORTABLE_ONLY)
 #define TORCHCONV_X86
+#define TORCHCONV_INSTRUCTION_SETS(each) each(avx512_bf16) each(avx512) each(avx2) each(portable)
+#else
+#define TORCHCONV_INSTRUCTION_SETS(each) each(portable)
 #endif
 
 namespace torchconv::cpu {
@@ -40,26 +45,15 @@ struct InstructionSet {
   std::span<const Implementation> implementations;
 };
 
-#if defined(TORCHCONV_X86)
-namespace avx512_bf16 {
-extern const InstructionSet instruction_set;
-}
-namespace avx512 {
-extern const InstructionSet instruction_set;
-}
-namespace avx2 {
-extern const InstructionSet instruction_set;
-}
-#endif
-namespace portable {
-extern const InstructionSet instruction_set;
-}
+#define TORCHCONV_DECLARE(name)                \
+  namespace name {                             \
+  extern const InstructionSet instruction_set; \
+  }
+TORCHCONV_INSTRUCTION_SETS(TORCHCONV_DECLARE)
+#undef TORCHCONV_DECLARE
 
-// Every instruction set in the build, widest first, whether or not this machine supports it.
-inline constexpr const InstructionSet* instruction_sets[] = {
-#if defined(TORCHCONV_X86)
-    &avx512_bf16::instruction_set, &avx512::instruction_set, &avx2::instruction_set,
-#endif
-    &portable::instruction_set};
+#define TORCHCONV_ADDRESS(name) &name::instruction_set,
+inline constexpr const InstructionSet* instruction_sets[] = {TORCHCONV_INSTRUCTION_SETS(TORCHCONV_ADDRESS)};
+#undef TORCHCONV_ADDRESS
 
 }  // namespace torchconv::cpu

@@ -6,6 +6,7 @@ portable   the same, of the portable kernels alone: in CI
 tsan       under ThreadSanitizer
 valgrind   under valgrind's memcheck, which hides AVX-512 from them
 x86        on emulated processors without AVX, and with AVX2 but without AVX-512 (qemu-x86_64)
+avx512     with AVX-512 and AVX512_BF16 emulated, on a machine with AVX2 (../emulation/avx512.h)
 gpu        those for a GPU, on an emulated one (cuda/emulation.h): in CI
 aarch64    on an emulated processor of another kind (aarch64-linux-gnu-g++, qemu-aarch64)
 """
@@ -37,6 +38,7 @@ MODES = {
     ),
     "tsan": Mode(500, folder="tsan", options=("-DTORCHCONV_SANITIZE=thread",)),
     "valgrind": Mode(300, (("valgrind --quiet --error-exitcode=9 ", 0),)),
+    "avx512": Mode(1000, folder="avx512", options=("-DTORCHCONV_EMULATE=ON",), parts=(("cpu.avx512", 1),)),
     "gpu": Mode(
         60,
         folder="gpu",

@@ -6,7 +6,7 @@
 #include "../micro/bf16_pair.h"
 #endif
 
-#include "../pack/bias.h"
+#include "../pack/epilogue.h"
 
 #include "../pack/reduce_chunks.h"
 

@@ -305,11 +305,10 @@ struct PackedCorrelation {
   const Plan<E, S>& plan;
   const S *x, *w;
   S* y;
-  const Epilogue& epilogue;
   int64_t taps, K, NR;
   int64_t block_size, panel_size;  // packed elements of a channel block of a panel, and of a panel
   bool stream;                     // non-temporal stores to y
-  const T* bias;                   // [group][panel][lane], or null
+  PackedEpilogue<S> epilogue;      // [group][panel][lane]
   E* packed;                       // the panels of this round: [panel][channel block][...]
   int64_t per_round;               // panels
   int64_t first = 0, end = 0;      // panels of this round
@@ -321,14 +320,13 @@ struct PackedCorrelation {
         x(x),
         w(w),
         y(y),
-        epilogue(epilogue),
         taps(conv.rows.kernel * conv.cols.kernel),
         K(conv.K_per_group()),
         NR(plan.lanes_per_panel),
         block_size(plan.block_size(conv, plan.channels)),
         panel_size(block_size * plan.channel_blocks),
         stream(plan.direct && streams(conv, y, K)),
-        bias(pack_bias<S>(epilogue, conv.K, K, plan.panels * NR, scratch)) {
+        epilogue(epilogue, conv.K, K, plan.panels * NR, scratch) {
     const int64_t fitting = Plan<E, S>::weights_bytes / int64_t(sizeof(E)) / std::max<int64_t>(1, panel_size);
     per_round = std::clamp<int64_t>(fitting, 1, panels());
     packed = scratch.take<E>(per_round * panel_size);
@@ -396,8 +394,7 @@ class BlockTask {
         copy_(plan_.in_place ? nullptr : scratch_.take<E>((block.n_end - block.n) * patch_.image_pitch())),
         buffer_(plan_.direct ? nullptr : scratch_.take<T>(block.pixels() * width_)),
         pieces_(call.longest_piece(), runs_, plan_.joined * plan_.channels, scratch_),
-        fused_{call.bias ? call.bias + panels.begin * call.NR : nullptr, call.epilogue.activation,
-               T(call.epilogue.slope)} {}
+        fused_(call.epilogue.at(panels.begin * call.NR)) {}
 
   void run() {
     for (int64_t channel_block = 0; channel_block < plan_.channel_blocks; ++channel_block) {

@@ -225,27 +225,22 @@ struct PackedParts {
   using T = Acc<S>;
 
   const Lanes share;
-  const Epilogue& epilogue;
+  const PackedEpilogue<S> epilogue;  // [vector][lane]
   std::vector<Taps<S, X>> parts;
   int64_t taps = 0;      // of all parts, for one output channel
   int64_t max_runs = 0;  // of a part
-  const T* bias;         // [vector][lane], or null
 
   PackedParts(const Parts& all, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
-      : share(all[0].conv, lanes<S>), epilogue(epilogue) {
+      : share(all[0].conv, lanes<S>), epilogue(epilogue, all[0].conv.K, share.out, lanes<S>, scratch) {
     for (const Part& part : all) {
       parts.emplace_back(part, w, y, share, scratch);
       taps += part.conv.rows.kernel * part.conv.cols.kernel * share.c;
       max_runs = std::max(max_runs, parts.back().runs);
     }
-    bias = pack_bias<S>(epilogue, all[0].conv.K, share.out, lanes<S>, scratch);
   }
 
   // The epilogue of vector `v`.
-  INLINE FusedEpilogue<T> fused(int64_t v) const {
-    constexpr int L = lanes<S>;
-    return {bias ? bias + v * L : nullptr, epilogue.activation, T(epilogue.slope)};
-  }
+  INLINE FusedEpilogue<T> fused(int64_t v) const { return epilogue.at(v * lanes<S>); }
 };
 
 // An axis of stride 1 whose window spans the windows of all parts.

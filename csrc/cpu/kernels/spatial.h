@@ -264,10 +264,10 @@ struct PackedCorrelation {
 
   const Correlation& conv;
   const Plan<S>& plan;
-  const int64_t C, K, taps;  // of a group: input and output channels; taps of one channel
+  const int64_t C, K, taps;          // of a group: input and output channels; taps of one channel
+  const PackedEpilogue<S> epilogue;  // [output channel of the whole tensor]
   const FusedEpilogue<T> activation;
-  const T* const bias;  // [output channel of the whole tensor], or null
-  T* const weights;     // [group][tile][c][r][s][output channel of the tile]
+  T* const weights;  // [group][tile][c][r][s][output channel of the tile]
 
   PackedCorrelation(const Correlation& conv, const Plan<S>& plan, const S* w, const Epilogue& epilogue,
                     Scratch& scratch)
@@ -276,8 +276,8 @@ struct PackedCorrelation {
         C(conv.C_per_group()),
         K(conv.K_per_group()),
         taps(conv.rows.kernel * conv.cols.kernel),
-        activation{nullptr, epilogue.activation, T(epilogue.slope)},
-        bias(pack_bias<S>(epilogue, conv.K, conv.K, conv.K, scratch)),
+        epilogue(epilogue, conv.K, conv.K, conv.K, scratch),
+        activation(this->epilogue.activation_only()),
         weights(scratch.take<T>(conv.K * C * taps)) {
     parallel_for(conv.groups * plan.tiles, double(K) / plan.tiles * C * taps,
                  [&](int64_t task) { pack_tile(task / plan.tiles, task % plan.tiles, w); });
@@ -400,7 +400,7 @@ struct BlockTask {
       product.offset = offset + t;
       product.w = weights + t * MR;
       product.add = c > 0 || t > 0;
-      product.bias = last && packed.bias ? packed.bias + group * packed.K + k : nullptr;
+      product.bias = last ? packed.epilogue.at(group * packed.K + k).bias : nullptr;
       product.fused = last && !packed.activation.is_identity() ? &packed.activation : nullptr;
       multiply_tile(product, MR, plan.NV);
     }

@@ -90,9 +90,8 @@ struct OutputPanels {
   using T = Acc<S>;
 
   const Correlation& conv;
-  int64_t C, K, NR, panels;  // of a group: input and output channels, lanes of a panel, panels
-  const T* bias;             // [group][panel][lane], or null
-  const Epilogue& epilogue;
+  int64_t C, K, NR, panels;          // of a group: input and output channels, lanes of a panel, panels
+  const PackedEpilogue<S> epilogue;  // [group][panel][lane]
 
   OutputPanels(const Correlation& conv, const Epilogue& epilogue, Scratch& scratch)
       : conv(conv),
@@ -100,8 +99,7 @@ struct OutputPanels {
         K(conv.K_per_group()),
         NR(lanes_per_panel<S>(conv)),
         panels(ceil_div(K, NR)),
-        bias(pack_bias<S>(epilogue, conv.K, K, panels * NR, scratch)),
-        epilogue(epilogue) {}
+        epilogue(epilogue, conv.K, K, panels * NR, scratch) {}
 
   // Multiplications of one tile and one panel.
   double products() const { return double(planes) * C * NR; }
@@ -116,9 +114,8 @@ struct OutputPanels {
 
   // Transforms M of some tiles and a panel, applies the epilogue and stores the outputs.
   void write(const Tiles& tiles, const PlaneStack<T>& m, int64_t group, int64_t panel, S* y) const {
-    const FusedEpilogue<T> fused{bias ? bias + (group * panels + panel) * NR : nullptr, epilogue.activation,
-                                 T(epilogue.slope)};
-    write_outputs(conv, tiles, m, group * K + panel * NR, channels(panel), y, fused);
+    write_outputs(conv, tiles, m, group * K + panel * NR, channels(panel), y,
+                  epilogue.at((group * panels + panel) * NR));
   }
 };
 

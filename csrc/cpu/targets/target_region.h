@@ -25,6 +25,14 @@
 #include <immintrin.h>
 #endif
 
+// Tests run wide instruction sets on machines without them: TORCHCONV_EMULATION names a header of functions that stand
+// for their intrinsics (tests/emulation), and the compiler may use what the machine has.
+#if defined(TORCHCONV_EMULATION) && defined(TORCHCONV_FEATURES)
+#undef TORCHCONV_FEATURES
+#define TORCHCONV_FEATURES "avx2,fma,f16c"
+#define TORCHCONV_EMULATED
+#endif
+
 #define TORCHCONV_PRAGMA(text) _Pragma(#text)
 #if !defined(TORCHCONV_FEATURES)
 #define TORCHCONV_FEATURES ""
@@ -52,6 +60,10 @@ inline bool available() {
 TORCHCONV_BEGIN_REGION(TORCHCONV_FEATURES)
 namespace torchconv::cpu::TORCHCONV_ISA {
 #include "../vec/vec.h"
+
+#if defined(TORCHCONV_EMULATED)
+#include TORCHCONV_EMULATION
+#endif
 
 #include TORCHCONV_VECTOR
 
