@@ -28,22 +28,32 @@ def arguments(case, *sizes, device="cpu"):
     return tuple(normals(size, seed).to(device).requires_grad_() for seed, size in enumerate(sizes))
 
 
-def check(function, inputs):
+def check(function, inputs, fast_mode=True):
+    """Of second derivatives, `fast_mode` compares a random projection in place of each pair of elements."""
     options = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
     assert gradcheck(function, inputs, **options)
-    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=fast_mode)
 
 
+@pytest.mark.parametrize("fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CHECKED, ids=str)
-def test_operators(case):
+def test_operators(case, fast_mode):
     """On the first fast implementation that does all three operators in float64. There is none for empty tensors."""
     row = next((row for row in FAST if supported(row, case, torch.float64) == OPS), None)
     assert (row is None) == case.name.startswith("empty")
     device = device_of(row)
     geometry = (*case.geometry, row)
-    check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w, device=device))
-    check(lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry), arguments(case, case.y, case.w, device=device))
-    check(lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry), arguments(case, case.x, case.y, device=device))
+    check(lambda x, w: autograd.conv2d(x, w, None, geometry), arguments(case, case.x, case.w, device=device), fast_mode)
+    check(
+        lambda y, w: autograd.grad_input(y, w, case.x[2:], geometry),
+        arguments(case, case.y, case.w, device=device),
+        fast_mode,
+    )
+    check(
+        lambda x, y: autograd.grad_weight(x, y, case.w[2:], geometry),
+        arguments(case, case.x, case.y, device=device),
+        fast_mode,
+    )
 
 
 def test_operators_through_the_dispatcher():
