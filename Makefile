@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test slow test-all breakages fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
+.PHONY: help demo test system slow test-all breakages fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -20,16 +20,20 @@ demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained b
 	$(BIN)/python examples/feature_maps.py --out demo
 	$(BIN)/python examples/digits.py --out demo
 
-# A process for each core, of one thread, each with whole files; then the tests that need threads, alone.
+# A process of one thread for each core; then the tests that need threads, alone.
 PYTEST := $(BIN)/python -m pytest
-test: $(BIN)/.installed  ## the tests but for the slow ones
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads" --numprocesses auto --dist loadfile
+PARALLEL := --numprocesses auto --dist worksteal
+test: $(BIN)/.installed  ## the tests, but for those of the next two lines
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads and not system" $(PARALLEL)
 	$(PYTEST) -m "threads and not slow"
+
+system: $(BIN)/.installed  ## the tests that run whole programs: builds, examples, the documentation site
+	OMP_NUM_THREADS=1 $(PYTEST) -m "system and not slow" $(PARALLEL)
 
 slow: $(BIN)/.installed  ## the slow tests
 	$(PYTEST) -m slow
 
-test-all: test slow  ## all tests
+test-all: test system slow  ## all tests
 
 breakages: $(BIN)/.installed  ## break the kernels on purpose, one way at a time: which tests fail?
 	$(BIN)/python tests/breakages.py build

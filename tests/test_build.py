@@ -16,6 +16,7 @@ import torchconv
 from torchconv import _C
 from torchconv.diagnose import diagnosis
 
+pytestmark = pytest.mark.system
 ROOT = Path(__file__).parent.parent
 
 

@@ -72,12 +72,20 @@ class Net(torch.nn.Module):
         return self.body(x)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_compile(dynamic, memory_format):
+@pytest.mark.parametrize(
+    ("dynamic", "memory_format", "backend"),
+    [
+        (False, torch.contiguous_format, "inductor"),
+        (True, torch.channels_last, "inductor"),
+        (True, torch.contiguous_format, "aot_eager"),
+        (False, torch.channels_last, "aot_eager"),
+    ],
+    ids=["static_nchw", "dynamic_nhwc", "dynamic_nchw", "static_nhwc"],
+)
+def test_compile(dynamic, memory_format, backend):
     torch._dynamo.reset()
     net = Net().to(memory_format=memory_format)
-    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend=backend)
     for size in ((2, 3, 8, 9), (3, 3, 11, 8)):
         x = normals(size).float().to(memory_format=memory_format).requires_grad_()
         wanted, found = net(x), compiled(x)

@@ -13,6 +13,7 @@ import pytest
 import torchconv
 from torchconv import _C
 
+pytestmark = pytest.mark.system
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "build_tools"))
 from compiler import OLDEST, version  # noqa: E402

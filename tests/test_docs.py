@@ -51,6 +51,7 @@ def test_every_public_name_is_in_the_api():
     assert sorted(missing) == []
 
 
+@pytest.mark.system
 def test_the_site_builds_without_a_warning(tmp_path):
     result = run("-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees", "docs", tmp_path / "site")
     assert result.returncode == 0, result.stderr
@@ -65,6 +66,7 @@ def test_links_lead_to_files(page):
     assert [target for target in here if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.system
 def test_every_block_is_a_test(pytestconfig):
     """None is passed over, here or by a plain `pytest`."""
     assert {"README.md", "docs"} <= set(pytestconfig.getini("testpaths"))
@@ -86,6 +88,7 @@ def test_guarantees_are_tested():
             assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
 
 
+@pytest.mark.system
 def test_the_pictures_are_those_of_the_script(tmp_path):
     result = run("docs/figures.py", "--out", tmp_path)
     assert result.returncode == 0, result.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

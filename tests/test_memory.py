@@ -323,6 +323,7 @@ def compare(*arguments) -> tuple[dict[str, int], dict[str, int]]:
     return theirs, ours
 
 
+@pytest.mark.system
 def test_a_training_step_needs_no_more_than_torchs():
     theirs, _ = compare(4, 64, "contiguous_format", "float32")
     assert theirs["allocated"] > 10**8
