@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 test: $(BIN)/.installed  ## the tests, but for those of the next two lines
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads and not system" $(PARALLEL)
-	$(PYTEST) -m "threads and not slow"
+	$(PYTEST) tests/test_runtime.py -m "threads and not slow"
 
 system: $(BIN)/.installed  ## the tests that run whole programs: builds, examples, the documentation site
 	OMP_NUM_THREADS=1 $(PYTEST) -m "system and not slow" $(PARALLEL)

@@ -8,6 +8,13 @@ from cases import DTYPES
 torch.backends.cudnn.allow_tf32 = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` looks for tests of threads in one file only."""
+    elsewhere = [item for item in items if item.get_closest_marker("threads") and item.path.name != "test_runtime.py"]
+    if elsewhere:
+        raise pytest.UsageError(f"tests with the marker `threads` belong in test_runtime.py, but found {elsewhere}")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -49,15 +49,13 @@ CALLS = [(conv1d, nn.functional.conv1d, name, *case) for name, case in CASES_1D.
 calls = pytest.mark.parametrize(
     ("ours", "theirs", "name", "x_size", "w_size", "options"), CALLS, ids=[f"{c[0].__name__}-{c[2]}" for c in CALLS]
 )
-few = pytest.mark.parametrize(
-    ("ours", "x_size", "w_size", "options"),
-    [
-        (conv1d, (2, 4, 7), (4, 2, 3), {"stride": 2, "padding": "same", "groups": 2}),
-        (conv1d, (2, 2, 6), (3, 2, 2), {"dilation": 2, "padding": (1, 2)}),
-        (conv_transpose2d, (2, 4, 3, 2), (4, 2, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2}),
-        (conv_transpose2d, (1, 2, 2, 3), (2, 2, 2, 2), {"dilation": (3, 1), "output_padding": (2, 0)}),
-    ],
-)
+FEW = [
+    (conv1d, (2, 4, 7), (4, 2, 3), {"stride": 2, "padding": "same", "groups": 2}),
+    (conv1d, (2, 2, 6), (3, 2, 2), {"dilation": 2, "padding": (1, 2)}),
+    (conv_transpose2d, (2, 4, 3, 2), (4, 2, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2}),
+    (conv_transpose2d, (1, 2, 2, 3), (2, 2, 2, 2), {"dilation": (3, 1), "output_padding": (2, 0)}),
+]
+few = pytest.mark.parametrize(("ours", "x_size", "w_size", "options"), FEW)
 
 
 def operands(function, x_size, w_size, options, dtype=torch.float64, fill=integers):
@@ -164,7 +162,7 @@ def test_vmap_and_per_sample_gradients(ours, x_size, w_size, options):
     assert torch.equal(tangent, primal - ours(0 * x, w, bias, **options))
 
 
-@few
+@pytest.mark.parametrize(("ours", "x_size", "w_size", "options"), FEW[::2])
 def test_compile(ours, x_size, w_size, options):
     def function(x, w, bias):
         return ours(x, w, bias, **options)

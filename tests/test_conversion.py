@@ -472,6 +472,7 @@ def test_compiled_code_sees_a_patch_that_comes_later(monkeypatch):
     close(compiled(x), expected + 1)
 
 
+@pytest.mark.system
 def test_a_patch_that_was_there_before_the_import_runs():
     code = """
         import torch

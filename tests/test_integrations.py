@@ -181,6 +181,7 @@ def test_quantized_tensors_are_refused_with_advice(grad):
             layer(x)
 
 
+@pytest.mark.system
 def test_files_are_loaded_after_an_import_of_torchconv(tmp_path):
     layer, x = Conv2d(3, 4, 3, activation="relu").eval(), torch.randn(1, 3, 5, 5)
     torch.export.save(torch.export.export(layer, (x,)), tmp_path / "program.pt2")

@@ -129,6 +129,7 @@ STAND_IN = (
 )
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

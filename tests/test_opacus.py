@@ -165,6 +165,7 @@ def test_private_training_is_that_of_torchs_layers(mode):
     torch.testing.assert_close(private_step(Conv2d, mode), private_step(nn.Conv2d, mode), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.system
 def test_import_says_what_is_missing():
     code = "import sys; sys.modules['opacus'] = None; import torchconv.opacus"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -27,17 +27,20 @@ def test_only_public_names_are_listed():
     assert torchconv.conv_transpose2d is torchconv.functional.conv_transpose2d
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", ["onnx", "opacus", "tf"])
 def test_modules_for_other_libraries_are_imported_at_their_first_use(name):
     code = f"import sys, torchconv; assert 'torchconv.{name}' not in sys.modules; print(torchconv.{name}.__name__)"
     assert run(code).stdout == f"torchconv.{name}\n"
 
 
+@pytest.mark.system
 def test_keras_is_imported_at_its_first_use(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert run("import torchconv; print(torchconv.keras.Conv2D.__name__)").stdout == "Conv2D\n"
 
 
+@pytest.mark.system
 def test_a_module_whose_library_is_missing_says_so():
     code = "import sys; sys.modules['opacus'] = None; import torchconv; {}"
     message = r"torchconv.opacus needs Opacus: pip install 'torchconv\[opacus\]'"
@@ -87,6 +90,7 @@ def test_the_command_lists_what_the_kernels_ask_for():
     assert re.search(r"built with torch \S+ and (GCC|Clang) \d", text)
 
 
+@pytest.mark.system
 def test_the_command_ends_in_silence_when_nobody_reads_on():
     process = subprocess.Popen(
         [sys.executable, "-m", "torchconv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
