@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <new>
+#include <string>
 #include <utility>
 
 namespace torchconv {
@@ -50,5 +51,8 @@ class AnyPlan {
   Dtype dtype_{};
   void (*destroy_)(void* storage) = nullptr;
 };
+
+// "1 chunk", "2 chunks": for descriptions of plans.
+std::string counted(int64_t count, const char* noun);
 
 }  // namespace torchconv

@@ -92,6 +92,10 @@ const Implementation& choose_among(const Conv& conv, Op op, const std::string& n
 
 }  // namespace
 
+std::string counted(int64_t count, const char* noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
 const std::vector<Implementation>& implementations() {
   static const std::vector<Implementation> all = [] {
     std::vector<Implementation> found = cpu::all_implementations();

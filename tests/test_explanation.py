@@ -176,7 +176,7 @@ def test_the_kernels_are_those_that_run():
     ("algorithm", "text"),
     [
         ("winograd", "F(4x4, 3x3)"),
-        ("gemm", "input channels"),
+        ("gemm", "64 input channels"),
         ("spatial", "vectors of pixels"),
         ("reference", "element"),
     ],

@@ -1,12 +1,12 @@
 // Includes all kernels of one instruction set, each after those it builds on. target_region.h includes this file inside
 // the target region.
+#include "../pack/epilogue.h"
+
 #include "../pack/tile.h"
 
 #if defined(TORCHCONV_BF16_PAIRS)
 #include "../micro/bf16_pair.h"
 #endif
-
-#include "../pack/epilogue.h"
 
 #include "../pack/reduce_chunks.h"
 

@@ -34,10 +34,10 @@ struct Plan {
   Blocks<S> blocks;
 
   std::string describe() const {
-    std::string text = "blocks of " + std::to_string(blocks.pixels()) + " pixels and " +
-                       std::to_string(channels * values_per<E>) + " input channels";
+    std::string text =
+        "blocks of " + counted(blocks.pixels(), "pixel") + " and " + counted(channels * values_per<E>, "input channel");
     if (small_k) return text + ", lanes are elements of the reduction";
-    text += ", panels of " + std::to_string(lanes_per_panel) + " output channels";
+    text += ", panels of " + counted(lanes_per_panel, "output channel");
     if (in_place) text += ", x is read in place";
     if (!direct) text += ", results are staged";
     return text;

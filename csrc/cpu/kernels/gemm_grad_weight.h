@@ -35,10 +35,9 @@ struct WeightPlan {
   bool possible = false;
 
   std::string describe() const {
-    std::string text = "blocks of " + std::to_string(blocks.pixels()) + " pixels in " + std::to_string(chunks) +
-                       (chunks == 1 ? " chunk, " : " chunks, ") + std::to_string(channels) + " input channels and " +
-                       std::to_string(filters) + " output channels a task, lanes are " +
-                       (swapped ? "output channels" : "input channels");
+    std::string text = "blocks of " + counted(blocks.pixels(), "pixel") + " in " + counted(chunks, "chunk") + ", " +
+                       counted(channels, "input channel") + " and " + counted(filters, "output channel") +
+                       " a task, lanes are " + (swapped ? "output channels" : "input channels");
     if (x_in_place) text += ", x is read in place";
     if (y_in_place) text += ", y is read in place";
     return text;

@@ -48,7 +48,7 @@ struct Plan {
   }
 
   std::string describe() const {
-    return "patches of " + std::to_string(rows) + " rows and " + std::to_string(cols) + " columns of outputs";
+    return "patches of " + counted(rows, "row") + " and " + counted(cols, "column") + " of outputs";
   }
 };
 

@@ -40,7 +40,7 @@ struct Operators {
 };
 
 // The start of the description of a plan of `phases` phases, which goes on with the plan of the first one.
-inline std::string in_phases(size_t phases) { return phases > 1 ? std::to_string(phases) + " phases, each: " : ""; }
+inline std::string in_phases(size_t phases) { return phases > 1 ? counted(phases, "phase") + ", each: " : ""; }
 
 // Maximum number of phases of grad_input. With more, a phase has hardly more than a pixel, and listing the phases takes
 // longer than computing them.

@@ -41,8 +41,8 @@ struct Plan {
   Blocks<S> blocks;
 
   std::string describe() const {
-    return "blocks of " + std::to_string(blocks.pixels()) + " pixels and " + std::to_string(channels) +
-           " input channels, tiles of " + std::to_string(NV) + " vectors of pixels";
+    return "blocks of " + counted(blocks.pixels(), "pixel") + " and " + counted(channels, "input channel") +
+           ", tiles of " + counted(NV, "vector") + " of pixels";
   }
 };
 

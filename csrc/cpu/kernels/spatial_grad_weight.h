@@ -28,8 +28,7 @@ struct WeightPlan {
   Blocks<S> blocks;
 
   std::string describe() const {
-    return "blocks of " + std::to_string(blocks.pixels()) + " pixels in " + std::to_string(chunks) +
-           (chunks == 1 ? " chunk" : " chunks") + ", lanes are pixels";
+    return "blocks of " + counted(blocks.pixels(), "pixel") + " in " + counted(chunks, "chunk") + ", lanes are pixels";
   }
 };
 

@@ -125,34 +125,6 @@ bool streams(const Correlation& conv, const S* y, int64_t channels) {
          double(conv.N) * conv.K * conv.rows.out * conv.cols.out * sizeof(S) * conv.phases > max_cached;
 }
 
-// The epilogue of an accumulator before its store: activation(accumulator + bias). NaN passes through every activation.
-template <class T>
-struct FusedEpilogue {
-  const T* bias = nullptr;  // [lane], readable up to the end of the last lane's vector; or null
-  Activation activation = Activation::none;
-  T slope = 0;
-
-  bool is_identity() const { return !bias && activation == Activation::none; }
-
-  INLINE typename Simd<T>::V operator()(typename Simd<T>::V v, int64_t lane) const {
-    using V = typename Simd<T>::V;
-    if (bias) v = v + load(bias + lane);
-    switch (activation) {
-      case Activation::none: return v;
-      case Activation::relu: return max(V{}, v);
-      case Activation::relu6: return min(broadcast(T(6)), max(V{}, v));
-      case Activation::leaky_relu: return v < V{} ? v * broadcast(slope) : v;
-      default: return lane_by_lane(v);
-    }
-  }
-
-  // The activations without a vector form.
-  __attribute__((noinline)) typename Simd<T>::V lane_by_lane(typename Simd<T>::V v) const {
-    for (int i = 0; i < Simd<T>::lanes; ++i) v[i] = activate(activation, v[i], slope);
-    return v;
-  }
-};
-
 // Stores fused(from[i * pitch + j]) to a matrix with contiguous rows.
 template <class S>
 void write_rows(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to, const FusedEpilogue<Acc<S>>& fused) {
