@@ -41,7 +41,8 @@ struct Phase {
 inline Phase phase(const Axis& axis, int64_t offset) {
   const int64_t common = std::gcd(axis.stride, axis.dilation), step = std::min(axis.stride / common, axis.kernel);
   Phase phase{};
-  phase.offset = offset, phase.step = step;
+  phase.offset = offset;
+  phase.step = step;
   phase.axis = {axis.out, 0, (axis.in - offset - 1) / axis.stride + 1, 1, 1, 0};
   int64_t tap = 0;  // the first one that meets these elements
   while (tap < step && (offset + axis.pad - tap * axis.dilation) % axis.stride != 0) ++tap;
@@ -86,12 +87,18 @@ inline Parts grad_input_parts(const Conv& conv) {
     for (int64_t j = 0; j < col_phases; ++j) {
       const Phase rows = phase(conv.rows, i), cols = phase(conv.cols, j);
       Correlation problem;
-      problem.dtype = conv.dtype, problem.device = conv.device, problem.tf32 = conv.tf32;
-      problem.N = conv.N, problem.C = conv.K, problem.K = conv.C, problem.groups = conv.groups;
-      problem.rows = rows.axis, problem.cols = cols.axis;
-      problem.x = conv.y;
-      problem.y = {conv.x.n, conv.x.c, conv.x.h * row_phases, conv.x.w * col_phases};
-      problem.w = {conv.w.c, conv.w.n, -conv.w.h * rows.step, -conv.w.w * cols.step};
+      static_cast<Conv&>(problem) = {.dtype = conv.dtype,
+                                     .N = conv.N,
+                                     .C = conv.K,
+                                     .K = conv.C,
+                                     .groups = conv.groups,
+                                     .rows = rows.axis,
+                                     .cols = cols.axis,
+                                     .x = conv.y,
+                                     .w = {conv.w.c, conv.w.n, -conv.w.h * rows.step, -conv.w.w * cols.step},
+                                     .y = {conv.x.n, conv.x.c, conv.x.h * row_phases, conv.x.w * col_phases},
+                                     .device = conv.device,
+                                     .tf32 = conv.tf32};
       problem.w_group = conv.K_per_group() * conv.w.n;
       problem.phases = row_phases * col_phases;
       parts.push_back({problem, rows.last_tap * conv.w.h + cols.last_tap * conv.w.w, i * conv.x.h + j * conv.x.w});

@@ -21,8 +21,12 @@ Strides strides(const Four& stride) { return {stride[0], stride[1], stride[2], s
 
 bool is_empty(const Four& size) { return size[0] == 0 || size[1] == 0 || size[2] == 0 || size[3] == 0; }
 
-void set_operands(Conv& conv, Dtype dtype, Device device) {
-  conv.dtype = dtype, conv.device = device;
+void set_operands(Conv& conv, Dtype dtype, Device device, const Strides& x, const Strides& w, const Strides& y) {
+  conv.dtype = dtype;
+  conv.device = device;
+  conv.x = x;
+  conv.w = w;
+  conv.y = y;
   conv.tf32 = device == Device::cuda && dtype == Dtype::float32 && allows_tf32();
 }
 
@@ -63,8 +67,7 @@ Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geom
                  const std::string& implementation) {
   Conv conv = check_forward(x.sizes(), w.sizes(), geometry);
   const Four size{conv.N, conv.K, conv.rows.out, conv.cols.out}, stride = result_strides(size, x, w);
-  set_operands(conv, dtype, x.device);
-  conv.x = strides(x), conv.w = strides(w), conv.y = strides(stride);
+  set_operands(conv, dtype, x.device, strides(x), strides(w), strides(stride));
   return Call(Op::forward, conv, size, stride, implementation);
 }
 
@@ -72,8 +75,7 @@ Call plan_grad_input(Dtype dtype, const View& y, const View& w, Sizes input_size
                      const std::string& implementation) {
   Conv conv = check_grad_input(y.sizes(), w.sizes(), input_size, geometry);
   const Four size{conv.N, conv.C, conv.rows.in, conv.cols.in}, stride = result_strides(size, y, w);
-  set_operands(conv, dtype, y.device);
-  conv.x = strides(stride), conv.w = strides(w), conv.y = strides(y);
+  set_operands(conv, dtype, y.device, strides(stride), strides(w), strides(y));
   return Call(Op::grad_input, conv, size, stride, implementation);
 }
 
@@ -81,8 +83,7 @@ Call plan_grad_weight(Dtype dtype, const View& x, const View& y, Sizes kernel_si
                       const std::string& implementation) {
   Conv conv = check_grad_weight(x.sizes(), y.sizes(), kernel_size, geometry);
   const Four size{conv.K, conv.C_per_group(), conv.rows.kernel, conv.cols.kernel}, stride = result_strides(size, x, y);
-  set_operands(conv, dtype, x.device);
-  conv.x = strides(x), conv.w = strides(stride), conv.y = strides(y);
+  set_operands(conv, dtype, x.device, strides(x), strides(stride), strides(y));
   return Call(Op::grad_weight, conv, size, stride, implementation);
 }
 
@@ -94,7 +95,10 @@ void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const G
                              ", expected bias to be 1-dimensional with " + std::to_string(call.conv.K) +
                              " elements, but got bias of size " + to_string(bias->sizes()) + " instead");
   Epilogue epilogue;
-  if (bias) epilogue.bias = bias->data, epilogue.bias_stride = bias->stride[0];
+  if (bias) {
+    epilogue.bias = bias->data;
+    epilogue.bias_stride = bias->stride[0];
+  }
   epilogue.activation = activation_named(activation);
   epilogue.slope = slope;
   void* y = allocate(call.size, call.stride);

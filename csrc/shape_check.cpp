@@ -77,7 +77,10 @@ Conv make_conv(Sizes x, Sizes w, const Geometry& g) {
   require(w[2] > 0 && w[3] > 0, "kernel size should be greater than zero, but got weight of size ", w);
 
   Conv conv{};
-  conv.N = x[0], conv.C = x[1], conv.K = w[0], conv.groups = g.groups;
+  conv.N = x[0];
+  conv.C = x[1];
+  conv.K = w[0];
+  conv.groups = g.groups;
   conv.rows = make_axis(x[2], w[2], g.stride[0], g.dilation[0], g.padding[0]);
   conv.cols = make_axis(x[3], w[3], g.stride[1], g.dilation[1], g.padding[2]);
 

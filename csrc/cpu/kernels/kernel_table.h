@@ -251,8 +251,10 @@ struct Spatial {
   static bool suits(const Conv& conv, Op op) {
     if (op == Op::grad_weight) return spatial::weight_cost(conv) < gemm::weight_cost(conv);
     double cost = 0, cost_of_gemm = 0;
-    for (const Part& part : op == Op::forward ? forward_parts(conv) : grad_input_parts(conv))
-      cost += spatial::cost(spatial::flattened(part.conv)), cost_of_gemm += gemm::cost(part.conv);
+    for (const Part& part : op == Op::forward ? forward_parts(conv) : grad_input_parts(conv)) {
+      cost += spatial::cost(spatial::flattened(part.conv));
+      cost_of_gemm += gemm::cost(part.conv);
+    }
     return cost < cost_of_gemm;
   }
 

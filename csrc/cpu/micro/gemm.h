@@ -174,10 +174,14 @@ void outer_gemm_tile(const OuterGemmTile<E>& product) {
       fold<MR * NV>([&]<int... i>(Indices<i...>) __attribute__((always_inline)) {
         ((acc[i / NV][i % NV] = fma(broadcast(a[i / NV]), vectors[i % NV], acc[i / NV][i % NV])), ...);
       });
-      a += a_step, b += b_step;
+      a += a_step;
+      b += b_step;
     };
     int64_t k = 0;
-    for (; k + 2 <= product.length; k += 2) step(), step();
+    for (; k + 2 <= product.length; k += 2) {
+      step();
+      step();
+    }
     if (k < product.length) step();
   }
   unroll<MR * NV>([&](auto i) __attribute__((always_inline)) {
