@@ -73,12 +73,12 @@ lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h')
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h' 'tests/emulation/*.h')
 
 format: $(BIN)/.installed  ## the same, mended
 	ruff check --fix .
 	ruff format .
-	clang-format -i $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h')
+	clang-format -i $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h' 'tests/emulation/*.h')
 
 overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
 	$(BIN)/python benchmarks/overhead.py
