@@ -90,10 +90,17 @@ INLINE __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 INLINE __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 INLINE __m512i _mm512_slli_epi32(__m512i v, int bits) { return (__m512i)((EmulatedWords)v << bits); }
 INLINE __m512i _mm512_srli_epi32(__m512i v, int bits) { return (__m512i)((EmulatedWords)v >> bits); }
-INLINE __mmask16 emulated_unordered(__m512 a, __m512 b) {
+template <int predicate>
+INLINE __mmask16 emulated_compare(__m512 a, __m512 b) {
   const auto halves = bits_as<Halves<__m256>>(a), others = bits_as<Halves<__m256>>(b);
-  return __mmask16(_mm256_movemask_ps(_mm256_cmp_ps(halves.low, others.low, _CMP_UNORD_Q)) |
-                   _mm256_movemask_ps(_mm256_cmp_ps(halves.high, others.high, _CMP_UNORD_Q)) << 8);
+  return __mmask16(_mm256_movemask_ps(_mm256_cmp_ps(halves.low, others.low, predicate)) |
+                   _mm256_movemask_ps(_mm256_cmp_ps(halves.high, others.high, predicate)) << 8);
+}
+template <int predicate>
+INLINE __mmask8 emulated_compare(__m512d a, __m512d b) {
+  const auto halves = bits_as<Halves<__m256d>>(a), others = bits_as<Halves<__m256d>>(b);
+  return __mmask8(_mm256_movemask_pd(_mm256_cmp_pd(halves.low, others.low, predicate)) |
+                  _mm256_movemask_pd(_mm256_cmp_pd(halves.high, others.high, predicate)) << 4);
 }
 OUT_OF_LINE __m512i _mm512_mask_mov_epi32(__m512i otherwise, __mmask16 mask, __m512i v) {
   for (int i = 0; i < 16; ++i)
@@ -176,16 +183,19 @@ INLINE __m512 _mm512_dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
 OUT_OF_LINE __m256i emulated_to_bfloat16(__m512 v) {
   const __m512i bits = (__m512i)v, odd = _mm512_srli_epi32(bits, 16) & _mm512_set1_epi32(1);
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
-  const __m512i selected = _mm512_mask_mov_epi32(rounded, emulated_unordered(v, v), _mm512_set1_epi32(0x7fc00000));
+  const __m512i selected =
+      _mm512_mask_mov_epi32(rounded, emulated_compare<_CMP_UNORD_Q>(v, v), _mm512_set1_epi32(0x7fc00000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(selected, 16));
 }
 
 // Intrinsics that some compilers define as macros, and one whose return type C++ cannot cast from everywhere.
 #undef _mm512_cmp_ps_mask
+#undef _mm512_cmp_pd_mask
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
 #undef _mm512_cvtneps_pbh
-#define _mm512_cmp_ps_mask(a, b, predicate) emulated_unordered(a, b)
+#define _mm512_cmp_ps_mask(a, b, predicate) emulated_compare<predicate>(a, b)
+#define _mm512_cmp_pd_mask(a, b, predicate) emulated_compare<predicate>(a, b)
 #define _mm512_cvtph_ps(v) emulated_from_half(v)
 #define _mm512_cvtps_ph(v, rounding) emulated_to_half(v)
 #define _mm512_cvtneps_pbh(v) emulated_to_bfloat16(v)

@@ -16,6 +16,8 @@
 
 #include "../pack/input_patch.h"
 
+#include "../pack/magnitude.h"
+
 #include "../pack/weights.h"
 
 #include "gemm.h"
@@ -24,7 +26,11 @@
 
 #include "winograd_transforms.h"
 
+#include "winograd_guard.h"
+
 #include "winograd.h"
+
+#include "winograd_grad_weight_guard.h"
 
 #include "winograd_grad_weight.h"
 

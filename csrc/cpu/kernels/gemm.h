@@ -349,27 +349,35 @@ struct PackedCorrelation {
     pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, plan.lanes_of(panel, K), c, channels, to);
   }
 
+  // Computes panels [first_panel, last_panel) of `blocks`, in rounds.
+  template <class SomeBlocks>
+  void run(int64_t first_panel, int64_t last_panel, const SomeBlocks& blocks) {
+    for (; first_panel < last_panel; first_panel += per_round)
+      run_round(first_panel, std::min(first_panel + per_round, last_panel), blocks);
+  }
+
   // Computes one round. Tasks: blocks of pixels x sets of panels. A set does not cross groups.
-  void run_round(int64_t first_panel) {
+  template <class SomeBlocks>
+  void run_round(int64_t first_panel, int64_t last_panel, const SomeBlocks& some) {
     first = first_panel;
-    end = std::min(first + per_round, panels());
+    end = last_panel;
     parallel_for((end - first) * plan.channel_blocks, double(panel_size) / plan.channel_blocks,
                  [&](int64_t task) { pack(first + task / plan.channel_blocks, task % plan.channel_blocks); });
 
-    const int64_t blocks = plan.blocks.count();
+    const int64_t blocks = some.count();
     int64_t per_task = plan.panels_per_task;
     while (per_task > 1 && blocks * ((end - first) / per_task) < 8 * thread_count()) per_task = (per_task + 1) / 2;
     const int64_t sets_per_group = ceil_div(plan.panels, per_task);
     const int64_t first_group = first / plan.panels, last_group = (end - 1) / plan.panels;
     const int64_t sets = (last_group - first_group + 1) * sets_per_group;
-    const double work = double(plan.blocks.pixels()) * taps * conv.C_per_group() * per_task * NR;
+    const double work = double(some.pixels()) * taps * conv.C_per_group() * per_task * NR;
     parallel_for(blocks * sets, work, [&](int64_t task) {
       const int64_t set = task / blocks, group = first_group + set / sets_per_group;
       const int64_t group_begin = group * plan.panels, set_begin = group_begin + set % sets_per_group * per_task;
       const PanelRange range{.group = group,
                              .begin = std::max(first, set_begin),
                              .end = std::min({end, group_begin + plan.panels, set_begin + per_task})};
-      if (range.begin < range.end) BlockTask<E, S>(*this, plan.blocks[task % blocks], range).run();
+      if (range.begin < range.end) BlockTask<E, S>(*this, some[task % blocks], range).run();
     });
   }
 };
@@ -538,7 +546,25 @@ void correlate(const Correlation& conv, const Plan<E, S>& plan, const S* x, cons
   if (conv.rows.kernel * conv.cols.kernel == 0) return write_zeros(conv, y);
   Scratch scratch;
   PackedCorrelation<E, S> call(conv, plan, x, w, y, epilogue, scratch);
-  for (int64_t first = 0; first < call.panels(); first += call.per_round) call.run_round(first);
+  call.run(0, call.panels(), plan.blocks);
+}
+
+// Blocks of at most plan.blocks.pixels() pixels each.
+struct ListOfBlocks {
+  std::span<const Block> blocks;
+
+  int64_t count() const { return blocks.size(); }
+  int64_t pixels() const { return blocks.front().pixels(); }
+  const Block& operator[](int64_t i) const { return blocks[i]; }
+};
+
+// Computes some blocks of one group of a correlation. Each output has the bits that `correlate` gives it.
+template <class E, class S>
+void correlate_blocks(const Correlation& conv, const Plan<E, S>& plan, int64_t group, std::span<const Block> blocks,
+                      const S* x, const S* w, S* y, const Epilogue& epilogue) {
+  Scratch scratch;
+  PackedCorrelation<E, S> call(conv, plan, x, w, y, epilogue, scratch);
+  call.run(group * plan.panels, (group + 1) * plan.panels, ListOfBlocks{blocks});
 }
 
 }  // namespace gemm

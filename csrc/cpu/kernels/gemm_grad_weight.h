@@ -467,3 +467,19 @@ void grad_weight(const Conv& conv, const WeightPlan<S>& plan, const S* x, const 
 }
 
 }  // namespace gemm
+
+// winograd uses these, too: gemm.cpp of each instruction set instantiates them.
+#define TORCHCONV_GEMM_OF(S, declares)                                                                             \
+  declares template void gemm::correlate(const Correlation&, const gemm::Plan<Acc<S>, S>&, const S*, const S*, S*, \
+                                         const Epilogue&);                                                         \
+  declares template void gemm::correlate_blocks(const Correlation&, const gemm::Plan<Acc<S>, S>&, int64_t,         \
+                                                std::span<const Block>, const S*, const S*, S*, const Epilogue&);  \
+  declares template void gemm::grad_weight<Acc<S>>(const Conv&, const gemm::WeightPlan<S>&, const S*, const S*, S*);
+
+#define TORCHCONV_GEMM(declares)        \
+  TORCHCONV_GEMM_OF(double, declares)   \
+  TORCHCONV_GEMM_OF(float, declares)    \
+  TORCHCONV_GEMM_OF(BFloat16, declares) \
+  TORCHCONV_GEMM_OF(Half, declares)
+
+TORCHCONV_GEMM(extern)

@@ -166,7 +166,8 @@ struct Winograd {
 
   template <class S>
   struct Correlate {
-    static constexpr double bias_bytes = 8 << 20;  // the packed bias of all groups
+    // The packed bias of all groups. No larger than gemm's, which computes outlier tiles.
+    static constexpr double bias_bytes = 4 << 20;
 
     Parts parts;
     bool possible = true;

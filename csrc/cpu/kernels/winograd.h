@@ -84,6 +84,16 @@ int64_t lanes_per_panel(const Conv& conv) {
   return conv.K_per_group() <= lanes<S> ? lanes<S> : 2 * lanes<S>;
 }
 
+// The number of groups that correlate_own_v computes at once: those whose U fits into shared_u_bytes. 0 if it supports
+// none, and correlate_shared_v computes them.
+template <class S>
+int64_t groups_together(const Conv& conv) {
+  using T = Acc<S>;
+  const int64_t C = conv.C_per_group(), NR = lanes_per_panel<S>(conv);
+  const int64_t u_bytes = ceil_div(conv.K_per_group(), NR) * PlaneStack<T>::size(C, NR) * int64_t(sizeof(T));
+  return C <= max_own_v_channels ? shared_u_bytes / u_bytes : 0;
+}
+
 // The output channels of a correlation, in panels: the bias, and the outputs of a panel.
 template <class S>
 struct OutputPanels {
@@ -92,6 +102,7 @@ struct OutputPanels {
   const Correlation& conv;
   int64_t C, K, NR, panels;          // of a group: input and output channels, lanes of a panel, panels
   const PackedEpilogue<S> epilogue;  // [group][panel][lane]
+  const Guard<S> guard;
 
   OutputPanels(const Correlation& conv, const Epilogue& epilogue, Scratch& scratch)
       : conv(conv),
@@ -99,7 +110,16 @@ struct OutputPanels {
         K(conv.K_per_group()),
         NR(lanes_per_panel<S>(conv)),
         panels(ceil_div(K, NR)),
-        epilogue(epilogue, conv.K, K, panels * NR, scratch) {}
+        epilogue(epilogue, conv.K, K, panels * NR, scratch),
+        guard(conv, groups_together<S>(conv) > 0, scratch) {}
+
+  // Show the guard what is transformed.
+  auto inspect_inputs(int64_t group) const {
+    return [this, group](const Tiles& line, const LinePatch<T>& patch) { guard.check(group, line, patch); };
+  }
+  auto inspect_weights() const {
+    return [this](Magnitude<T> largest) { guard.check_weights(largest); };
+  }
 
   // Multiplications of one tile and one panel.
   double products() const { return double(planes) * C * NR; }
@@ -129,8 +149,9 @@ void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, 
   Scratch scratch;
   const PlaneStack<T> u(C, NR, scratch, groups * panels);
   parallel_for(groups * panels, 2 * output.products(), [&](int64_t task) {
-    make_u(conv, w, begin + task / panels, task % panels * NR, NR, 0, C, u.stack(task));
+    make_u(conv, w, begin + task / panels, task % panels * NR, NR, 0, C, u.stack(task), output.inspect_weights());
   });
+  if (output.guard.weights_out_of_range()) return;
   const int64_t most = NR > L ? 2 * max_rows<2> : 2 * max_rows<1>;
   const TileBlocks blocks(conv, std::clamp<int64_t>(own_v_bytes / int64_t(sizeof(T)) / planes / C, 1, most));
   // With many threads, tasks get fewer panels, although V of the same tiles is then computed several times.
@@ -145,7 +166,8 @@ void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, 
     const int64_t group = block / blocks.count();  // counted from `begin`
     Scratch scratch;
     const PlaneStack<T> v(tiles.count(), round_up(C, L), scratch), m(tiles.count(), NR, scratch);
-    make_v(conv, tiles, (begin + group) * C, C, x, v);
+    make_v(conv, tiles, (begin + group) * C, C, x, v, output.inspect_inputs(begin + group));
+    if (output.guard.are_outliers(begin + group, tiles)) return;
     for (int64_t panel = first; panel < std::min(first + per_task, panels); ++panel) {
       auto prefetch = output.prefetch(tiles, begin + group, panel, y);
       multiply_planes(v, u.stack(group * panels + panel), m, tiles.count(), C, false, prefetch);
@@ -179,7 +201,7 @@ void make_shared_v(const OutputPanels<S>& output, const Tiles& tiles, int64_t gr
   parallel_for(tiles.images * tiles.rows * channel_blocks, work, [&](int64_t task) {
     const int64_t row = task / channel_blocks, block = task % channel_blocks, c = block * channels_per_block;
     make_v(output.conv, tiles.only_row(row), group * C + c, std::min(channels_per_block, C - c), x,
-           v.stack(block).part(row * tiles.cols, 0));
+           v.stack(block).part(row * tiles.cols, 0), output.inspect_inputs(group));
   });
 }
 
@@ -195,7 +217,7 @@ void correlate_panel(const OutputPanels<S>& output, const Tiles& tiles, int64_t 
   const auto no_prefetch = [] {};
   for (int64_t block = 0; block < channel_blocks; ++block) {
     const int64_t c = block * channels_per_block, channels = std::min(channels_per_block, C - c);
-    make_u(output.conv, w, group, panel * NR, NR, c, channels, u);
+    make_u(output.conv, w, group, panel * NR, NR, c, channels, u, output.inspect_weights());
     const bool add = block > 0;
     if (block + 1 < channel_blocks) {
       multiply_planes(v.stack(block), u, m, tiles.count(), channels, add, no_prefetch);
@@ -232,16 +254,6 @@ void correlate_shared_v(const OutputPanels<S>& output, int64_t group, const S* x
   }
 }
 
-// The number of groups that correlate_own_v computes at once: those whose U fits into shared_u_bytes. 0 if it supports
-// none, and correlate_shared_v computes them.
-template <class S>
-int64_t groups_together(const Conv& conv) {
-  using T = Acc<S>;
-  const int64_t C = conv.C_per_group(), NR = lanes_per_panel<S>(conv);
-  const int64_t u_bytes = ceil_div(conv.K_per_group(), NR) * PlaneStack<T>::size(C, NR) * int64_t(sizeof(T));
-  return C <= max_own_v_channels ? shared_u_bytes / u_bytes : 0;
-}
-
 template <class S>
 void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epilogue& epilogue);
 
@@ -274,6 +286,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
   } else {
     for (int64_t group = 0; group < conv.groups; ++group) correlate_shared_v(output, group, x, w, y);
   }
+  correct_outliers(conv, output.guard, x, w, y, epilogue);
 }
 
 template <class S>

@@ -34,20 +34,14 @@ INLINE void transform_taps(const V (&m)[6], V (&out)[3]) {
   out[2] = fma(broadcast(T(p2)), even_p, fma(broadcast(T(q2)), even_q, m[5]));
 }
 
-// Computes D of `tiles`, for output channels [k, k + count) of the whole tensor.
-template <class S>
-void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, const S* y, const PlaneStack<Acc<S>>& d) {
+// Computes D of `tiles`, for output channels [k, k + count) of the whole tensor. See transform_tiles for `inspect`.
+template <class S, class Inspect>
+void make_d(const Conv& conv, const Tiles& tiles, int64_t k, int64_t count, const S* y, const PlaneStack<Acc<S>>& d,
+            const Inspect& inspect) {
   using V = Vector<S>;
-  const auto axis = [](int64_t in, int64_t tiles) {
-    return Axis{.in = in, .kernel = 1, .out = tiles * tile_size, .stride = 1, .dilation = 1, .pad = 0};
-  };
-  Correlation gradient;  // a correlation that reads y, with zeros beyond its last row and column
-  gradient.x = conv.y;
-  gradient.rows = axis(conv.rows.out, tiles.rows);
-  gradient.cols = axis(conv.cols.out, tiles.cols);
-  transform_tiles<S, 4>(gradient, tiles, k, count, y, d,
-                        [](const V(&in)[4], V(&out)[6])
-                            __attribute__((always_inline)) { transform_gradient<Acc<S>>(in, out); });
+  const auto transform = [](const V(&in)[4], V(&out)[6])
+                             __attribute__((always_inline)) { transform_gradient<Acc<S>>(in, out); };
+  transform_tiles<S, 4>(gradient_correlation(conv), tiles, k, count, y, d, transform, inspect);
 }
 
 constexpr int64_t max_chunk_tiles = 196;  // tiles that are accumulated in registers
@@ -75,7 +69,7 @@ struct Transformed {
 
   // Computes V and D of `tiles` for all channels of a group, on all threads. Tasks: rows of tiles x channel blocks,
   // first those of x, then those of y.
-  void make(const Conv& conv, const Tiles& tiles, int64_t group, const S* x, const S* y) {
+  void make(const Conv& conv, const Tiles& tiles, int64_t group, const S* x, const S* y, const WeightGuard<S>& guard) {
     resize(tiles.count());
     const int64_t C = conv.C_per_group(), K = conv.K_per_group();
     const int64_t v_blocks = ceil_div(C, channels_per_block), blocks = v_blocks + ceil_div(K, channels_per_block);
@@ -86,10 +80,12 @@ struct Transformed {
       const Tiles line = tiles.only_row(row);
       if (block < v_blocks) {
         const int64_t c = block * channels_per_block, channels = std::min(channels_per_block, C - c);
-        make_v(forward, line, group * C + c, channels, x, v.part(first_tile, c));
+        make_v(forward, line, group * C + c, channels, x, v.part(first_tile, c),
+               [&](const Tiles& line, const LinePatch<T>& patch) { guard.note_x(group, line, patch); });
       } else {
         const int64_t k = (block - v_blocks) * channels_per_block, filters = std::min(channels_per_block, K - k);
-        make_d(conv, line, group * K + k, filters, y, d.part(first_tile, k));
+        make_d(conv, line, group * K + k, filters, y, d.part(first_tile, k),
+               [&](const Tiles& line, const LinePatch<T>& patch) { guard.note_y(group, line, patch); });
       }
     });
   }
@@ -177,14 +173,15 @@ bool few_tiles(const Conv& conv) {
 // For few tiles and many channels: computes V and D of all tiles once. Each task then computes a block of M over all
 // tiles, and transforms it to taps while it is in L2.
 template <class S>
-void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S* y, S* w) {
+void grad_weight_by_blocks(const Conv& conv, int64_t group, const S* x, const S* y, S* w, const WeightGuard<S>& guard) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
   const int64_t C = conv.C_per_group(), K = conv.K_per_group();
   const Tiles tiles = TileBlocks(conv, std::numeric_limits<int64_t>::max())[0];  // all of them
   Scratch scratch;
   Transformed<S> transformed(tiles.count(), round_up(C, L), round_up(K, L), scratch);
-  transformed.make(conv, tiles, group, x, y);
+  transformed.make(conv, tiles, group, x, y, guard);
+  if (guard.out_of_range()) return;
   // Smaller blocks for many threads. No reduction depends on that.
   int64_t block_c = channels_per_block, block_k = filters_per_block;
   const auto tasks = [&] { return ceil_div(C, block_c) * ceil_div(K, block_k); };
@@ -273,7 +270,8 @@ struct TileGroupTasks {
   }
 
   // Computes a block of M over a group of tiles. Transforms it to taps if there is no other group.
-  void run(int64_t task, const S* x, const S* y, S* w) const {
+  void run(int64_t task, const S* x, const S* y, S* w, const WeightGuard<S>& guard) const {
+    if (guard.out_of_range()) return;
     const int64_t g = task / blocks, group = task % blocks / (c_blocks * k_blocks);
     const int64_t c = task % c_blocks * groups.channels, channels = std::min(groups.channels, C - c);
     const int64_t k = task / c_blocks % k_blocks * groups.filters, filters = std::min(groups.filters, K - k);
@@ -287,8 +285,14 @@ struct TileGroupTasks {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const Tiles tiles = chunks[chunk];
       transformed.resize(tiles.count());
-      make_v(forward, tiles, group * C + c, channels, x, transformed.v);
-      make_d(conv, tiles, group * K + k, filters, y, transformed.d);
+      // Other tasks transform the same inputs for other filters, and the same gradients for other channels.
+      make_v(forward, tiles, group * C + c, channels, x, transformed.v,
+             [&](const Tiles& line, const LinePatch<T>& patch) {
+               if (k == 0) guard.note_x(group, line, patch);
+             });
+      make_d(conv, tiles, group * K + k, filters, y, transformed.d, [&](const Tiles& line, const LinePatch<T>& patch) {
+        if (c == 0) guard.note_y(group, line, patch);
+      });
       for (int64_t plane = 0; plane < planes; ++plane)
         transformed.multiply(plane, 0, tiles.count(), block, chunk > begin, m + plane * m_plane, m_pitch);
     }
@@ -306,10 +310,10 @@ struct TileGroupTasks {
 
 // Computes grad_weight by groups of tiles, see TileGroups.
 template <class S>
-void grad_weight_by_groups(const Conv& conv, const S* x, const S* y, S* w) {
+void grad_weight_by_groups(const Conv& conv, const S* x, const S* y, S* w, const WeightGuard<S>& guard) {
   Scratch scratch;
   const TileGroupTasks<S> tasks(conv, scratch);
-  parallel_for(tasks.groups.count * tasks.blocks, tasks.work(), [&](int64_t task) { tasks.run(task, x, y, w); });
+  parallel_for(tasks.groups.count * tasks.blocks, tasks.work(), [&](int64_t task) { tasks.run(task, x, y, w, guard); });
   if (!tasks.all_m) return;
   parallel_for(conv.K, double(tasks.groups.count) * tasks.filter_pitch, [&](int64_t k) { tasks.reduce(k, w); });
 }
@@ -323,8 +327,14 @@ std::string describe_grad_weight(const Conv& conv) {
 // Computes w = grad_weight(x, y), where y is the output gradient.
 template <class S>
 void grad_weight(const Conv& conv, const S* x, const S* y, S* w) {
-  if (!few_tiles<S>(conv)) return grad_weight_by_groups(conv, x, y, w);
-  for (int64_t group = 0; group < conv.groups; ++group) grad_weight_by_blocks(conv, group, x, y, w);
+  Scratch scratch;
+  const WeightGuard<S> guard(conv, scratch);
+  if (few_tiles<S>(conv)) {
+    for (int64_t group = 0; group < conv.groups; ++group) grad_weight_by_blocks(conv, group, x, y, w, guard);
+  } else {
+    grad_weight_by_groups(conv, x, y, w, guard);
+  }
+  if (!guard.is_within_bound(x, y)) gemm::grad_weight<Acc<S>>(conv, gemm::weight_plan<Acc<S>, S>(conv), x, y, w);
 }
 
 }  // namespace winograd

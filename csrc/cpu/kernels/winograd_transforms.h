@@ -151,11 +151,21 @@ struct PlaneStack {
   }
 };
 
+// The patch of a line of tiles, [row][column][pitch], with `channels` channels.
+template <class T>
+struct LinePatch {
+  const T* data;
+  int64_t cols, pitch, channels;
+  Magnitude<T> largest;  // of all elements
+
+  const T* pixel(int64_t i, int64_t j) const { return data + (i * cols + j) * pitch; }
+};
+
 // Transforms tiles of in x in elements of x to [plane][tile][channel], for channels [c, c + channels) of the whole
-// tensor.
-template <class S, int in, class Transform>
+// tensor. Calls inspect(line of tiles, patch) before a line is transformed.
+template <class S, int in, class Transform, class Inspect>
 void transform_tiles(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x,
-                     const PlaneStack<Acc<S>>& stack, const Transform& transform) {
+                     const PlaneStack<Acc<S>>& stack, const Transform& transform, const Inspect& inspect) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
   const int64_t width = round_up(channels, L);
@@ -173,7 +183,13 @@ void transform_tiles(const Correlation& conv, const Tiles& tiles, int64_t c, int
                       .q_end = (line.col + line.cols) * tile_size};
     const Patch patch(conv, block, width);
     T* copy = scratch.take<T>(patch.image_pitch());
-    read_patch(conv, block, patch, c, channels, x, copy);
+    Magnitude<T> largest = 0;
+    for (int64_t row = 0; row < in; ++row) {  // while the row is in L1
+      read_rows(conv, line.n, patch, row, row + 1, c, channels, x, copy);
+      const T* pixels = copy + row * patch.row_pitch();
+      largest = std::max(largest, largest_magnitude(pixels, patch.cols.size, channels, width));
+    }
+    inspect(line, LinePatch<T>{copy, patch.cols.size, width, channels, largest});
     for (int64_t col = 0; col < line.cols; ++col, to += stack.pitch)
       for (int64_t lane = 0; lane < channels; lane += L) {
         const T* corner = copy + col * tile_size * width + lane;
@@ -187,21 +203,21 @@ void transform_tiles(const Correlation& conv, const Tiles& tiles, int64_t c, int
   }
 }
 
-// Computes V of `tiles`, for input channels [c, c + channels) of the whole tensor.
-template <class S>
+// Computes V of `tiles`, for input channels [c, c + channels) of the whole tensor. See transform_tiles for `inspect`.
+template <class S, class Inspect>
 void make_v(const Correlation& conv, const Tiles& tiles, int64_t c, int64_t channels, const S* x,
-            const PlaneStack<Acc<S>>& v) {
+            const PlaneStack<Acc<S>>& v, const Inspect& inspect) {
   using V = Vector<S>;
-  transform_tiles<S, 6>(conv, tiles, c, channels, x, v, [](const V(&in)[6], V(&out)[6]) __attribute__((always_inline)) {
-    transform_input<Acc<S>>(in, out);
-  });
+  const auto transform = [](const V(&in)[6], V(&out)[6])
+                             __attribute__((always_inline)) { transform_input<Acc<S>>(in, out); };
+  transform_tiles<S, 6>(conv, tiles, c, channels, x, v, transform, inspect);
 }
 
 // Computes U, [plane][input channel][lane], of output channels [k, k + NR) and input channels [c, c + channels) of a
-// group.
-template <class S>
+// group. Calls inspect(their largest magnitude).
+template <class S, class Inspect>
 void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c, int64_t channels,
-            const PlaneStack<Acc<S>>& u) {
+            const PlaneStack<Acc<S>>& u, const Inspect& inspect) {
   using T = Acc<S>;
   using V = Vector<S>;
   Scratch scratch;
@@ -209,11 +225,17 @@ void make_u(const Correlation& conv, const S* w, int64_t group, int64_t k, int64
   T* to = u.data;
   T* taps = scratch.take<T>(9 * size);
   pack_weights(conv, w, group, k, NR, c, channels, taps);
+  MagnitudeLanes<T> largest{};
   for (int64_t i = 0; i < size; i += lanes<S>)
     transform_2d<T, 3, 6>(
-        [&](auto r, auto s) __attribute__((always_inline)) { return load(taps + (r * 3 + s) * size + i); },
+        [&](auto r, auto s) __attribute__((always_inline)) {
+          const V tap = load(taps + (r * 3 + s) * size + i);
+          largest = larger<T>(largest, magnitudes<T>(tap));
+          return tap;
+        },
         [](const V(&in)[3], V(&out)[6]) __attribute__((always_inline)) { transform_weights<T>(in, out); },
         [&](auto r, auto s, V value) __attribute__((always_inline)) { store(to + (r * 6 + s) * plane + i, value); });
+  inspect(largest_lane<T>(largest));
 }
 
 // The output pixels of `tiles`, starting at output channel k of the whole tensor.

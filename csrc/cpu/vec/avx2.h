@@ -26,6 +26,10 @@ INLINE __m256d max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 INLINE __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
 INLINE __m256d min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 
+// Whether a >= b in any lane.
+INLINE bool any_at_least(__m256 a, __m256 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)) != 0; }
+INLINE bool any_at_least(__m256d a, __m256d b) { return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)) != 0; }
+
 // Convert 16-bit elements to floats.
 INLINE __m256 widen(__m128i bits, BFloat16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

@@ -26,6 +26,10 @@ INLINE __m512d max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
 INLINE __m512 min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
 INLINE __m512d min(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
 
+// Whether a >= b in any lane.
+INLINE bool any_at_least(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) != 0; }
+INLINE bool any_at_least(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ) != 0; }
+
 // Convert 16-bit elements to floats.
 INLINE __m512 widen(__m256i bits, BFloat16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));

@@ -30,6 +30,10 @@ INLINE V2 max(V2 a, V2 b) { return a > b ? a : b; }
 INLINE V4 min(V4 a, V4 b) { return a < b ? a : b; }
 INLINE V2 min(V2 a, V2 b) { return a < b ? a : b; }
 
+// Whether a >= b in any lane.
+INLINE bool any_at_least(V4 a, V4 b) { return a[0] >= b[0] || a[1] >= b[1] || a[2] >= b[2] || a[3] >= b[3]; }
+INLINE bool any_at_least(V2 a, V2 b) { return a[0] >= b[0] || a[1] >= b[1]; }
+
 // Loads the first n lanes; the other lanes are zero.
 template <class S>
 INLINE Vector<S> load(const S* p, int n) {
