@@ -24,7 +24,8 @@ demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained b
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 test: $(BIN)/.installed  ## the tests, but for those of the next two lines
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not threads and not system" $(PARALLEL)
+	OMP_NUM_THREADS=1 $(PYTEST) tests -m "not slow and not threads and not system" $(PARALLEL)
+	OMP_NUM_THREADS=1 $(PYTEST) README.md docs --numprocesses auto --dist loadfile
 	$(PYTEST) tests/test_runtime.py -m "threads and not slow"
 
 system: $(BIN)/.installed  ## the tests that run whole programs: builds, examples, the documentation site

@@ -86,6 +86,17 @@ def test_one_pixel(row, op, case, fill):
         assert_within_bound(op, case, tensors, row)
 
 
+@rows
+@ops
+@cases
+def test_a_bright_half(row, op, case):
+    """Tiles beside those of which all pixels are large."""
+    for dtype in dtypes_of(row):
+        tensors = operands(case, dtype)
+        source(op, tensors)[..., :5] *= 1e4
+        assert_within_bound(op, case, tensors, row)
+
+
 def spread(pattern: str, x: Tensor, fill: float) -> Tensor:
     """x with outliers."""
     rows, cols = torch.arange(x.shape[2])[:, None], torch.arange(x.shape[3])
@@ -102,12 +113,14 @@ def spread(pattern: str, x: Tensor, fill: float) -> Tensor:
             x = torch.full_like(x, fill)
         case "sparse":
             x = torch.where(x > 0.98, fill * x, 0)
+        case "half":
+            x[..., : x.shape[3] // 2] = fill
         case "border":
             x[..., 0, :] = x[..., :, -1] = fill
     return x
 
 
-PATTERNS = "pixel", "channel", "rectangle", "checkerboard", "constant", "sparse", "border"
+PATTERNS = "pixel", "channel", "rectangle", "checkerboard", "constant", "sparse", "half", "border"
 fills = st.one_of(
     st.floats(2, 38).map(lambda exponent: 10**exponent),
     st.floats(-45, -2).map(lambda exponent: 10**exponent),

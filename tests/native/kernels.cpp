@@ -185,8 +185,7 @@ struct Operator {
   const Guarded &a, &b;
   Call call;  // planned for the reference
   Epilogue epilogue;
-  bool tf32;     // ignored on the CPU
-  bool spoiled;  // a has an element that is infinite or NaN
+  bool tf32;  // ignored on the CPU
 
   bool can_plan(const Implementation& row, AnyPlan& plan) const {
     Conv conv = call.conv;
@@ -218,7 +217,7 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
   for (const Implementation* row : rows) {
     const bool is_reference = row == what.call.implementation;
     AnyPlan plan;
-    if (!what.can_plan(*row, plan) || (what.spoiled && is_winograd(*row))) continue;
+    if (!what.can_plan(*row, plan)) continue;
     if (!is_reference && std::string(row->name).find(part) == std::string::npos) continue;
     std::snprintf(where, sizeof where, "kernels 1 %llu: %s %s: %s", static_cast<unsigned long long>(seed), row->name,
                   what.name, words.c_str());
@@ -230,7 +229,8 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
     double difference = 0;
     result.each([&](const char* at) {
       const double found = read(dtype, at);
-      if (is_reference) wanted.push_back(found), largest = std::max(largest, std::abs(found));
+      if (is_reference) wanted.push_back(found);
+      if (is_reference && std::isfinite(found)) largest = std::max(largest, std::abs(found));
       const double want = wanted[i++];
       const bool same = found == want || (std::isnan(found) && std::isnan(want));
       const double apart = same ? 0 : std::abs(found - want);
@@ -271,24 +271,21 @@ void try_problem(uint64_t seed, const std::string& part, Tally& tally) {
   const std::array input_size{p.x[2], p.x[3]}, kernel_size{p.w[2], p.w[3]};
   const Geometry g = p.geometry();
   const Operator operators[] = {
-      {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue, tf32,
-       x_spoiled},
+      {Op::forward, "conv2d", *x, *w, plan_conv2d(p.dtype, x->view(), w->view(), g, reference), epilogue, tf32},
       {Op::grad_input,
        "conv2d_grad_input",
        *y,
        *w,
        plan_grad_input(p.dtype, y->view(), w->view(), input_size, g, reference),
        {},
-       tf32,
-       y_spoiled},
+       tf32},
       {Op::grad_weight,
        "conv2d_grad_weight",
        *x,
        *y,
        plan_grad_weight(p.dtype, x->view(), y->view(), kernel_size, g, reference),
        {},
-       tf32,
-       x_spoiled},
+       tf32},
   };
   for (const Operator& what : operators)
     if (what.op != Op::grad_weight || !y_spoiled) compare(what, p.dtype, seed, words, part, at_end, tally);
