@@ -196,3 +196,82 @@ def test_negative_views():
     assert torch.equal(functional.conv2d(z.conj().imag, w), functional.conv2d(-z.imag, w))
     bias = torch.complex(normals((1,)), normals((1,), 1))
     assert torch.equal(functional.conv2d(z.real, w, bias.conj().imag), functional.conv2d(z.real, w, -bias.imag))
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The names of the gradients that are computed."""
+    computed = []
+
+    def spy(name, function):
+        def call(*args):
+            computed.append(name)
+            return function(*args)
+
+        return call
+
+    for name in ("grad_input", "grad_weight"):
+        monkeypatch.setattr(autograd, name, spy(name, getattr(autograd, name)))
+    return computed
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "results"])
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"bias": True, "activation": "relu"}], ids=str)
+def test_only_the_wanted_gradients_are_computed(gradients, options, leaves):
+    case = Case("plain", (2, 3, 6, 7), (4, 3, 3, 3))
+    x, w, bias = arguments(case, case.x, case.w, (4,))
+    options = {**options, "bias": bias if options else None}
+    a, b = (x, w) if leaves else (2 * x, 2 * w)
+    total = functional.conv2d(a, b, **options).square().sum()
+
+    def computed(*tensors):
+        gradients.clear()
+        torch.autograd.grad(total, tensors, retain_graph=True)
+        return gradients.copy()
+
+    both = ["grad_input", "grad_weight"]
+    assert computed(x) == computed(a) == ["grad_input"]
+    assert computed(w) == computed(b) == ["grad_weight"]
+    assert computed(x, w) == computed(a, w) == both
+    if options["bias"] is not None:
+        assert computed(bias) == []
+    gradients.clear()
+    total.backward(inputs=[x], retain_graph=True)
+    assert gradients == ["grad_input"]
+    gradients.clear()
+    total.backward()
+    assert gradients == both
+
+
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_gradients_of_one_wanted_gradient(activation):
+    """Of a gradient penalty, which has the gradient of x alone, with respect to all arguments."""
+    case = Case("plain", (2, 3, 6, 7), (4, 3, 3, 3))
+    inputs = arguments(case, case.x, case.w, (4,))
+
+    def penalty(y):
+        (dx,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), inputs)
+
+    found = penalty(functional.conv2d(*inputs, activation=activation))
+    z = torch.nn.functional.conv2d(*inputs)
+    torch.testing.assert_close(found, penalty(z if activation is None else z.tanh()))
+
+
+def test_the_gradient_penalty_of_a_network(gradients):
+    """Gradients with respect to the input alone, of several layers: none of weights."""
+    network = torch.nn.Sequential(
+        torchconv.Conv2d(3, 4, 3, activation="relu"), torchconv.Conv2d(4, 4, 3), torchconv.Conv2d(4, 2, 3)
+    )
+    x = torch.randn(2, 3, 12, 12, requires_grad=True)
+    (dx,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+    assert gradients == ["grad_input"] * 3
+    (dx.square().sum() + network(x).sum()).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_without_the_engines_answer_all_gradients_are_computed(gradients, monkeypatch):
+    monkeypatch.delattr(torch._C, "_will_engine_execute_node")
+    x, w = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
+    torch.autograd.grad(functional.conv2d(x, w).sum(), x)
+    assert gradients == ["grad_input", "grad_weight"]

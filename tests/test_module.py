@@ -339,12 +339,12 @@ def test_tensor_subclasses_and_function_modes():
             self.seen = []
 
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            self.seen.append(str(function))
+            self.seen.append(function)
             return function(*args, **(kwargs or {}))
 
     with Recorder() as recorder:
         layer(x)
-    assert any("torchconv.conv2d_bias_act" in name for name in recorder.seen)
+    assert recorder.seen == [torchconv.conv2d]
 
 
 def test_small_training_run_follows_torch():

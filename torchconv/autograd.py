@@ -67,6 +67,31 @@ def needs_graph(tensors: tuple[Tensor | None, ...]) -> bool:
     return is_forward_ad()
 
 
+def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
+    """Of each argument: whether this backward pass wants its gradient.
+
+    ctx.needs_input_grad is fixed in forward. `torch.autograd.grad(y, x)` and `y.backward(inputs=x)` want fewer, and
+    the engine knows which nodes of the graph it will run.
+    """
+    needed: tuple[bool, ...] = ctx.needs_input_grad
+    if sum(needed) < 2:
+        return needed
+    try:
+        nodes = [node for node, _ in ctx.next_functions]  # of the tensors, which come first
+        wanted = [need and will_run(node) for need, node in zip(needed, nodes, strict=False)]
+    except Exception:  # nobody but the engine knows, and it is not running
+        return needed
+    return (*wanted, *needed[len(wanted) :])
+
+
+def will_run(node: Any) -> bool:
+    """Whether the engine will run a node of the graph, or needs the gradient that it would get."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # the gradient of a leaf, which torch.autograd.grad returns
+        return True
+
+
 def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *others: Any) -> Tensor:
     """Call an operator with its arguments in the order of its schema."""
     *around, implementation = geometry
@@ -172,7 +197,7 @@ def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> tuple[Ca
 
     def backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
         a, b = ctx.saved_tensors
-        need_a, need_b, _, _ = ctx.needs_input_grad
+        need_a, need_b, *_ = wanted_gradients(ctx)
         _, geometry, a_shape, b_shape = ctx.rest
         return (
             da(dc, b, a_shape[2:], geometry) if need_a else None,
@@ -246,7 +271,7 @@ def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, w, y = ctx.saved_tensors
-        need_x, need_w, need_bias, *_ = ctx.needs_input_grad
+        need_x, need_w, need_bias, *_ = wanted_gradients(ctx)
         geometry, activation, slope, x_shape, w_shape = ctx.rest
         dz = dy if y is None else ACTIVATIONS[activation].backward(dy, y, slope)
         return (

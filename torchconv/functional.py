@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,8 +66,8 @@ def conv2d(
         )  # fmt: skip
         if y is not None:
             return y
-    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        return stand_in(
+    if is_overridden(input, weight, bias):
+        return overridden(
             conv2d, input, weight, bias, stride, padding, dilation, groups,
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
@@ -143,8 +144,8 @@ def conv1d(
     Raises:
         TypeError, ValueError, RuntimeError: as torchconv.conv2d.
     """
-    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        return stand_in(
+    if is_overridden(input, weight, bias):
+        return overridden(
             conv1d, input, weight, bias, stride, padding, dilation, groups,
             activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
@@ -213,8 +214,8 @@ def conv_transpose2d(
         TypeError: if an argument that has to be a tensor is none.
         RuntimeError: on sizes, dtypes or numbers that do not fit together, in the words of torch's own convolution.
     """
-    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
-        return stand_in(
+    if is_overridden(input, weight, bias):
+        return overridden(
             conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
     if input.is_mkldnn or exporting.for_onnx():
@@ -319,8 +320,8 @@ def torchs_conv2d(
 
 def same_padded(input: Tensor, weight: Tensor, stride: Any, dilation: Any, mode: str) -> Tensor:
     """The input with padding="same" for a convolution with weight, in one of the modes of torch.nn.functional.pad."""
-    if not isinstance(input, Tensor):  # its size is not known
-        return stand_in(same_padded, input, weight, stride, dilation, mode)
+    if is_overridden(input, weight):  # its size may be unknown
+        return overridden(same_padded, input, weight, stride, dilation, mode)
     if len(stride) == 1:
         _, _, *sides = four_sided("same", input, weight, (1, *stride), (1, *dilation))
     else:
@@ -329,9 +330,18 @@ def same_padded(input: Tensor, weight: Tensor, stride: Any, dilation: Any, mode:
     return pad(input, sides, mode=mode)
 
 
-def stand_in(function: Callable[..., Any], *args: Any, **options: Any) -> Tensor:
-    """The call of a function for what stands for a tensor, as torch.fx's proxies do; a TypeError for what does not."""
+def is_overridden(input: Any, weight: Any, *others: Any) -> bool:
+    """Whether a tensor subclass, or what stands for a tensor as torch.fx's proxies do, has the call first."""
+    return (
+        has_torch_function((input, weight, *others)) or not isinstance(input, Tensor) or not isinstance(weight, Tensor)
+    )
+
+
+def overridden(function: Callable[..., Any], *args: Any, **options: Any) -> Tensor:
+    """The call by `__torch_function__` of its arguments; a TypeError if one that should be a tensor is none."""
     if has_torch_function(args):
+        if "torch.nn.utils._expanded_weights.expanded_weights_impl" in sys.modules:
+            from torchconv import per_sample  # noqa: F401
         result: Tensor = handle_torch_function(function, args, *args, **options)
         return result
     name, value = ("weight", args[1]) if isinstance(args[0], Tensor) else ("input", args[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchconv.activations import ACTIVATIONS, check_activation
-from torchconv.functional import conv1d, conv2d, conv_transpose2d, same_padded, stand_in
+from torchconv.functional import conv1d, conv2d, conv_transpose2d, overridden, same_padded
 from torchconv.geometry import (
     Padding,
     as_ints,
@@ -88,7 +88,7 @@ def padded(layer: Any, input: Tensor, weight: Tensor) -> Tensor:
     if is_same(layer.padding) and layer.stride not in (1, (1,), (1, 1)):
         return same_padded(input, weight, layer.stride, layer.dilation, layer.padding_mode)
     sides, mode = layer._reversed_padding_repeated_twice, layer.padding_mode
-    return pad(input, sides, mode) if isinstance(input, Tensor) else stand_in(pad, input, sides, mode)
+    return pad(input, sides, mode) if isinstance(input, Tensor) else overridden(pad, input, sides, mode)
 
 
 #: Functions of torch that take any torch.nn.Conv2d for a linear map, and would silently drop or misplace an activation.

@@ -7,11 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from torchconv import autograd
 from torchconv.activations import ACTIVATIONS
-from torchconv.geometry import beside_one_row, four_sided, pair, single
-from torchconv.implementations import choice
+from torchconv.functional import conv1d, conv2d, conv_transpose2d
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, padded
+from torchconv.per_sample import convolution
 
 try:
     from opacus.grad_sample import register_grad_sampler
@@ -61,25 +60,6 @@ def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
     w, padding = layer.weight, cast(Any, layer.padding)
     if layer.padding_mode != "zeros":
         x, padding = padded(layer, x, w), 0
-    if isinstance(layer, Conv1d):  # images of one row
-        x, w, dz = (tensor.unsqueeze(-2) for tensor in (x, w, dz))
-        stride, dilation = (1, single("stride", layer.stride)), (1, single("dilation", layer.dilation))
-        padding = beside_one_row(padding)
-    else:
-        stride, dilation = pair("stride", layer.stride), pair("dilation", layer.dilation)
-    if isinstance(layer, ConvTranspose2d):  # a convolution makes its input of its output, as far as windows reach
-        padding = pair("padding", padding)
-        rows, cols = (
-            max(0, (x.shape[2 + i] - 1) * stride[i] + dilation[i] * (w.shape[2 + i] - 1) + 1 - padding[i])
-            for i in (0, 1)
-        )
-        x, dz = dz[:, :, :rows, :cols], x
-        sides = padding[0], rows - x.shape[2], padding[1], cols - x.shape[3]
-    else:
-        sides = four_sided(padding, x, w, stride, dilation)
-    geometry = (stride, sides, dilation, layer.groups, choice.name)
-
-    def of_sample(x: Tensor, dz: Tensor) -> Tensor:
-        return autograd.grad_weight(x.unsqueeze(0), dz.unsqueeze(0), w.shape[2:], geometry)
-
-    return torch.vmap(of_sample)(x, dz).reshape(len(x), *layer.weight.shape)
+    function = conv1d if isinstance(layer, Conv1d) else conv2d if isinstance(layer, Conv2d) else conv_transpose2d
+    problem = convolution(function, x, w, dz, layer.stride, padding, layer.dilation, layer.groups)
+    return problem.weight_gradients().reshape(len(x), *w.shape)

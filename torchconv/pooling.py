@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from torchconv.functional import stand_in
+from torchconv.functional import overridden
 from torchconv.geometry import as_ints, is_same, pair, same_padding
 
 
@@ -41,7 +41,7 @@ def padded(x: Tensor, sides: tuple[int, int, int, int], value: float = 0.0) -> T
 def max_pool2d_same(input: Tensor, kernel_size: Any, stride: Any, dilation: Any, return_indices: bool) -> Any:
     """torch.nn.functional.max_pool2d with the padding of TensorFlow's SAME."""
     if not isinstance(input, Tensor):
-        return stand_in(max_pool2d_same, input, kernel_size, stride, dilation, return_indices)
+        return overridden(max_pool2d_same, input, kernel_size, stride, dilation, return_indices)
     left, right, top, _ = sides = same_sides(input, kernel_size, stride, dilation)
     lowest = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
     x = padded(input, sides, lowest)
@@ -60,7 +60,7 @@ def avg_pool2d_same(
 ) -> Tensor:
     """torch.nn.functional.avg_pool2d with the padding of TensorFlow's SAME."""
     if not isinstance(input, Tensor):
-        return stand_in(avg_pool2d_same, input, kernel_size, stride, count_include_pad, divisor_override)
+        return overridden(avg_pool2d_same, input, kernel_size, stride, count_include_pad, divisor_override)
     sides = same_sides(input, kernel_size, stride)
 
     def pool(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torchconv import functional
 from torchconv.geometry import as_ints
@@ -59,6 +60,12 @@ def conv2d(
             of the channels; on sizes of filters that do not fit.
         RuntimeError: on other sizes, dtypes or numbers that do not fit together, in the words of torch's convolution.
     """
+    if has_torch_function((images, filters, bias)):
+        result: Tensor = handle_torch_function(
+            conv2d, (images, filters, bias), images, filters, strides, padding, dilations,
+            data_format=data_format, bias=bias, activation=activation, negative_slope=negative_slope,
+        )  # fmt: skip
+        return result
     if data_format not in LAYOUTS:
         raise ValueError(f"data_format must be one of {', '.join(map(repr, LAYOUTS))}, but got {data_format!r}")
     for name, tensor in (("images", images), ("filters", filters)):

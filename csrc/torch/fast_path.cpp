@@ -80,14 +80,14 @@ bool has_foreign_kernels() {
 // The one predicate: plain tensors (or None), and nothing but autograd that has to see the call.
 bool is_plain(PyObject* const* tensors, Py_ssize_t count) {
   if (!enabled || has_foreign_kernels()) return false;
+  for (PyObject* observer : torch.observers)
+    if (truth(PyObject_CallNoArgs(observer))) return false;
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (tensors[i] == Py_None) continue;
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(tensors[i]));
     if (type != reinterpret_cast<PyObject*>(torch.tensor) && type != torch.parameter) return false;
     if (truth(PyObject_CallMethodNoArgs(tensors[i], torch.is_neg))) return false;
   }
-  for (PyObject* observer : torch.observers)
-    if (truth(PyObject_CallNoArgs(observer))) return false;
   return true;
 }
 
