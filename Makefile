@@ -8,14 +8,18 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
-$(BIN)/.installed: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* build_tools/*.py)
+$(BIN)/.built: requirements.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.* build_tools/*.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-demo: $(BIN)/.installed  ## feature maps of two photographs, and a CNN trained beside torch's: pictures in demo/
+$(BIN)/.installed: $(BIN)/.built requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(BIN)/.built  ## feature maps of two photographs, and a CNN trained beside torch's: pictures in demo/
 	$(BIN)/python -m torchconv
 	$(BIN)/python examples/feature_maps.py --out demo
 	$(BIN)/python examples/digits.py --out demo
@@ -84,12 +88,12 @@ format: $(BIN)/.installed  ## the same, mended
 overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
 	$(BIN)/python benchmarks/overhead.py
 
-bench: $(BIN)/.installed  ## every layer of the networks beside torch: benchmarks/results/, the README's table, a plot
-	$(BIN)/python benchmarks/bench.py --out benchmarks/results/bench --readme README.md --plot docs/images/benchmark.png
+bench: $(BIN)/.installed  ## every layer of the networks beside torch: benchmarks/results/, the table of docs/speed.md, a plot
+	$(BIN)/python benchmarks/bench.py --out benchmarks/results/bench --page docs/speed.md --plot docs/images/benchmark.png
 
 models: $(BIN)/.installed  ## whole networks of torchvision beside torch: benchmarks/results/
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
-	$(BIN)/python benchmarks/bench_models.py --out benchmarks/results/models
+	$(BIN)/python benchmarks/bench_models.py --out benchmarks/results/models --plot docs/images/networks.png
 
 clean:  ## everything that was built
 	rm -rf $(VENV) build build-* demo *.egg-info torchconv/*.so

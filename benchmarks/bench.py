@@ -237,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"against float64; auto leaves out grad_weight above {FLOPS_OF_ERRORS:.0e} operations",
     )
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json, or OUT/bench.* if it is a folder")
-    parser.add_argument("--readme", type=Path, help=f"write a table between {report.BEGIN} and {report.END}")
+    parser.add_argument("--page", type=Path, help=f"write a table between {report.BEGIN} and {report.END}")
     parser.add_argument("--plot", type=Path, help="draw the ratios and a roofline")
     parser.add_argument("--compare", type=Path, metavar="JSON", help="print how the ratios have changed since")
     return parser.parse_args()
@@ -303,8 +303,8 @@ def main() -> None:
         from plot import plot  # matplotlib takes its time
 
         plot(arguments.plot, results, machine)
-    if arguments.readme:
-        report.update_readme(arguments.readme, results, machine, arguments.plot)
+    if arguments.page:
+        report.update_page(arguments.page, results, machine, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 import measure
+import plot
 import torch
 from measure import CONTESTANTS, LAYOUTS, Times
 from torch import Tensor, nn
@@ -186,6 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, metavar="N", default=15, help="default %(default)s")
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json, or OUT/models.* if it is a folder")
+    parser.add_argument("--plot", type=Path, help="draw a bar for each network and mode")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     machine = measure.describe_machine() | {
@@ -208,6 +210,11 @@ def main() -> None:
         print(f"{mode}: torch / ours {mean:.2f}, geometric mean of {len(titles)}")
     if arguments.out:
         measure.write_results(measure.results_prefix(arguments.out, "models"), machine, results)
+    if arguments.plot:
+        ratios: dict[str, dict[str, float]] = {}
+        for result in results:
+            ratios.setdefault(result.model, {})[result.mode] = result.ratio
+        plot.plot_networks(arguments.plot, ratios, machine, arguments.threads)
 
 
 if __name__ == "__main__":

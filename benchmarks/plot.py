@@ -1,4 +1,4 @@
-"""The picture of a benchmark: torch / ours for every layer, and how near to the machine's limits both are."""
+"""The pictures of benchmarks: torch / ours for layers, beside the machine's limits, and for whole networks."""
 
 from __future__ import annotations
 
@@ -48,6 +48,27 @@ def plot_roofline(axis: Axes, results: Sequence[LayerTimes], bandwidth: float, p
     axis.plot([least, ridge, most], [least * bandwidth, peak, peak], color="black", linewidth=0.8, label=limits)
     axis.set(xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="GFLOP/s, each in its better layout")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+
+
+def plot_networks(
+    path: Path, ratios: Mapping[str, Mapping[str, float]], machine: Mapping[str, Any], threads: int
+) -> None:
+    """A group of bars per network: time of torch / time of torchconv in each mode."""
+    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    modes = list(next(iter(ratios.values())))
+    width = 0.8 / len(modes)
+    for i, mode in enumerate(modes):
+        places = [network + (i - (len(modes) - 1) / 2) * width for network in range(len(ratios))]
+        bars = axis.bar(places, [of[mode] for of in ratios.values()], 0.92 * width, label=mode)
+        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(ratios)), ratios)
+    axis.set(ylabel="time of torch / time of torchconv")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{machine['cpu']}, {threads} threads, float32, torch {machine['torch']}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
 
 
 def plot(path: Path, results: Sequence[LayerTimes], machine: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is said about the times of layers: a summary, the change since an earlier run, a table for the README."""
+"""What is said about the times of layers: a summary, the change since an earlier run, a table for a page."""
 
 from __future__ import annotations
 
@@ -163,12 +163,12 @@ def comparison(results: Results, earlier: Results, least: float = 1.05) -> str:
     return "\n".join(lines)
 
 
-# -------------------------------------------------------------------------------------------------------------- README
+# ---------------------------------------------------------------------------------------------------- table of a page
 
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
-def readme_section(results: Results, machine: Mapping[str, Any], picture: str | None) -> str:
+def section(results: Results, machine: Mapping[str, Any], picture: str | None) -> str:
     """Markdown: one row per kind of layer, one column per operator, and what was measured where."""
 
     def cells(group: Results, ratio: Callable[[LayerTimes], float]) -> str:
@@ -207,7 +207,7 @@ def readme_section(results: Results, machine: Mapping[str, Any], picture: str | 
     return "\n".join(lines)
 
 
-def update_readme(path: Path, results: Results, machine: Mapping[str, Any], picture: Path | None) -> None:
+def update_page(path: Path, results: Results, machine: Mapping[str, Any], picture: Path | None) -> None:
     """Replace what stands between the two markers."""
     text = path.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
@@ -215,5 +215,5 @@ def update_readme(path: Path, results: Results, machine: Mapping[str, Any], pict
     link = Path(os.path.relpath(picture, path.parent)).as_posix() if picture else None
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{readme_section(results, machine, link)}\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n{section(results, machine, link)}\n{END}{after}")
     print(f"wrote {path}")

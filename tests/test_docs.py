@@ -4,6 +4,8 @@ The blocks of Python in README.md and docs/*.md are tests of their own (conftest
 """
 
 import ast
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -20,7 +22,8 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 #: Modules that users need not import: what they have for them is in torchconv.__all__.
 INTERNAL = {
     "activations", "autocast", "autograd", "conversion", "diagnose", "exporting", "fake", "folding", "geometry",
-    "implementations", "module", "modules", "pooling", "quantized", "recording", "runtime", "tables", "vmap",
+    "implementations", "module", "modules", "operators", "per_sample", "pooling", "quantized", "recording", "runtime",
+    "tables", "vmap",
 }  # fmt: skip
 
 
@@ -95,3 +98,15 @@ def test_the_pictures_are_those_of_the_script(tmp_path):
     drawn, kept = tmp_path.iterdir(), list((DOCS / "images").glob("chapter_*.png"))
     assert sorted(path.name for path in drawn) == sorted(path.name for path in kept)
     assert max(path.stat().st_size for path in kept) < 100_000
+
+
+def test_the_readme_shows_what_its_code_prints():
+    """A block of text after a block of code is what that prints."""
+    blocks = re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for code, text in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert printed.getvalue() == text

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchconv.autograd import library, ops
+from torchconv.operators import OPERATORS, library
 
 
 def register(op: Any, device_type: str, key: str, tensors: int) -> None:
@@ -29,6 +29,6 @@ def register(op: Any, device_type: str, key: str, tensors: int) -> None:
 
 
 for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    register(ops.conv2d.default, device_type, key, tensors=2)
-    register(ops.conv2d_grad_input.default, device_type, key, tensors=2)  # forward of a transposed convolution
-    register(ops.conv2d_bias_act.default, device_type, key, tensors=3)
+    for operator in OPERATORS:
+        if operator.autocast:
+            register(operator.op, device_type, key, operator.tensors)

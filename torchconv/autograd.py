@@ -1,13 +1,14 @@
 """The operators and their derivatives, of every order and in both modes.
 
-Each operator is linear in both of its arguments, and the derivative of each is the other two:
+Each operator is linear in both of its operands, and the derivative of each is the other two:
 
     op                       result   d/da, given dc             d/db, given dc
     conv2d(x, w)             y        grad_input(dy, w)          grad_weight(x, dy)
     grad_input(y, w)         x        conv2d(dx, w)              grad_weight(dx, y)
     grad_weight(x, y)        w        grad_input(y, dw)          conv2d(x, dw)
 
-The functions of this module take the tensors of an operator, the missing size (None for conv2d), and a Geometry.
+Thus the derivative with respect to a slot is the operator that computes this slot (operators.py has their table). The
+functions of this module take the tensors of an operator, the size of its result (None for conv2d), and a Geometry.
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ from torch.autograd.function import _SingleLevelFunction
 
 from torchconv import _C
 from torchconv.activations import ACTIVATIONS
+from torchconv.operators import BILINEAR, BY_NAME, Operator, library, ops
 
 Call = Callable[..., Tensor]
 Direct = Callable[..., Tensor | None]
 
 #: stride, padding (top, bottom, left, right), dilation, groups, implementation: the last arguments of every operator.
 Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int, str | None]
-
-ops = torch.ops.torchconv
-library = torch.library.Library("torchconv", "IMPL")
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 functorch_is_active = torch._C._are_functorch_transforms_active
@@ -110,16 +109,15 @@ def without_autocast(derivative: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
-def differentiable(
-    name: str, op: Any, tensors: int, run: Call, direct: Direct, pack: Any, save: Any, backward: Any, jvp: Any
-) -> tuple[Call, Call]:
-    """Make these functions the op's autograd; return the fastest call of the op, and one that always records a graph.
+def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward: Any, jvp: Any) -> tuple[Call, Call]:
+    """Make these functions the operator's autograd; return its fastest call, and one that always records a graph.
 
-    The arguments of the call, `inputs`, begin with so many tensors. `run(op, *inputs)` calls the op, `direct(*inputs)`
-    does it without the dispatcher (or returns None), and `pack` makes inputs of the arguments of the op.
-    `save(ctx, inputs, output)`, `backward` and `jvp` are those of a torch.autograd.Function.
+    The arguments of the call, `inputs`, begin with the tensors. `run(op, *inputs)` calls the operator, and `pack` makes
+    inputs of its arguments. `save(ctx, inputs, output)`, `backward` and `jvp` are those of a torch.autograd.Function.
     """
-    raw = op._op
+    op, tensors = operator.op, operator.tensors
+    direct: Direct = getattr(_C, operator.name)  # without the dispatcher; None if it does not apply
+    name, raw = "".join(map(str.capitalize, operator.name.split("_"))), op._op
 
     def run_below(*inputs: Any) -> Tensor:
         if not functorch_is_active():
@@ -173,18 +171,30 @@ def differentiable(
     return call, apply
 
 
-def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> tuple[Call, Call]:
-    """The differentiable calls of an op that is linear in its first two arguments: a, b, size, geometry.
+def derivative(operator: Operator, slot: str) -> Call:
+    """The derivative of an operator with respect to an operand, given dc: (dc, other operand, size, geometry)."""
+    other = operator.operands.replace(slot, "")
+    target = BILINEAR[slot]
+    has_size, gradient_first = target.size is not None, target.operands == operator.result + other
 
-    `da(dc, b, size of a, geometry)` and `db(dc, a, size of b, geometry)` are its derivatives.
-    """
+    def call(dc: Tensor, b: Tensor, size: Any, geometry: Geometry) -> Tensor:
+        operands = (dc, b) if gradient_first else (b, dc)
+        return CALLS[slot](*operands, size if has_size else None, geometry)
+
+    return call
+
+
+def bilinear(operator: Operator) -> tuple[Call, Call]:
+    """The differentiable calls of an operator that is linear in both operands: a, b, size, geometry."""
+    da, db = (derivative(operator, slot) for slot in operator.operands)
+    arguments = 5 if operator.size is None else 6  # after the tensors
 
     def run(op: Call, a: Tensor, b: Tensor, size: Any, geometry: Geometry) -> Tensor:
         return call_op(op, (a, b), size, geometry)
 
     def pack(a: Tensor, b: Tensor, *args: Any) -> tuple[Any, ...]:
         # The dispatcher leaves out an implementation of None.
-        *size, stride, padding, dilation, groups, implementation = (*args, None)[: len(op._schema.arguments) - 2]
+        *size, stride, padding, dilation, groups, implementation = (*args, None)[:arguments]
         return a, b, *(size or (None,)), (stride, padding, dilation, groups, implementation)
 
     def save(ctx: Any, inputs: Any, c: Tensor) -> None:
@@ -211,43 +221,25 @@ def bilinear(name: str, op: Any, direct: Direct, da: Call, db: Call) -> tuple[Ca
         size, geometry, _, _ = ctx.rest
         terms = []
         if da is not None:
-            terms.append(run(op, da, b, size, geometry))
+            terms.append(run(operator.op, da, b, size, geometry))
         if db is not None:
-            terms.append(run(op, a, db, size, geometry))
+            terms.append(run(operator.op, a, db, size, geometry))
         return reduce(torch.add, terms)
 
-    return differentiable(name, op, 2, run, direct, pack, save, backward, jvp)
+    return differentiable(operator, run, pack, save, backward, jvp)
 
 
-conv2d: Call
-grad_input: Call
-grad_weight: Call
+conv2d, apply_conv2d = bilinear(BILINEAR["y"])
+grad_input, _ = bilinear(BILINEAR["x"])
+grad_weight, _ = bilinear(BILINEAR["w"])
 
-conv2d, apply_conv2d = bilinear(
-    "Conv2d",
-    ops.conv2d.default,
-    _C.conv2d,
-    lambda dy, w, x_size, geometry: grad_input(dy, w, x_size, geometry),
-    lambda dy, x, w_size, geometry: grad_weight(x, dy, w_size, geometry),
-)
-grad_input, _ = bilinear(
-    "Conv2dGradInput",
-    ops.conv2d_grad_input.default,
-    _C.conv2d_grad_input,
-    lambda dx, w, y_size, geometry: conv2d(dx, w, None, geometry),
-    lambda dx, y, w_size, geometry: grad_weight(dx, y, w_size, geometry),
-)
-grad_weight, _ = bilinear(
-    "Conv2dGradWeight",
-    ops.conv2d_grad_weight.default,
-    _C.conv2d_grad_weight,
-    lambda dw, y, x_size, geometry: grad_input(y, dw, x_size, geometry),
-    lambda dw, x, y_size, geometry: conv2d(x, dw, None, geometry),
-)
+#: The calls that compute a slot.
+CALLS = {"y": conv2d, "x": grad_input, "w": grad_weight}
 
 
-def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
+def bias_act(operator: Operator) -> tuple[Call, Call]:
     """The differentiable calls of y = activation(conv2d(x, w) + bias): x, w, bias, geometry, activation, slope."""
+    input_gradient, weight_gradient = (derivative(operator, slot) for slot in operator.operands)
 
     def run(
         op: Call, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, slope: float
@@ -275,8 +267,8 @@ def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
         geometry, activation, slope, x_shape, w_shape = ctx.rest
         dz = dy if y is None else ACTIVATIONS[activation].backward(dy, y, slope)
         return (
-            grad_input(dz, w, x_shape[2:], geometry) if need_x else None,
-            grad_weight(x, dz, w_shape[2:], geometry) if need_w else None,
+            input_gradient(dz, w, x_shape[2:], geometry) if need_x else None,
+            weight_gradient(dz, x, w_shape[2:], geometry) if need_w else None,
             dz.sum((0, 2, 3)) if need_bias else None,
             None,
             None,
@@ -296,10 +288,10 @@ def bias_act(op: Any, direct: Direct) -> tuple[Call, Call]:
         dz = reduce(torch.add, terms)
         return dz if y is None else ACTIVATIONS[activation].backward(dz, y, slope)
 
-    return differentiable("Conv2dBiasAct", op, 3, run, direct, pack, save, backward, jvp)
+    return differentiable(operator, run, pack, save, backward, jvp)
 
 
-conv2d_bias_act, apply_bias_act = bias_act(ops.conv2d_bias_act.default, _C.conv2d_bias_act)
+conv2d_bias_act, apply_bias_act = bias_act(BY_NAME["conv2d_bias_act"])
 
 
 _C.set_hooks(torch.nn.Parameter, OBSERVERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-ops = torch.ops.torchconv
+from torchconv.operators import OPERATORS, Operator, ops
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,10 +34,11 @@ def check_bias(bias: Tensor, x: Tensor, channels: int) -> None:
     check_bias_size(bias, channels)
 
 
-def check_bias_size(bias: Tensor, channels: int) -> None:
+def check_bias_size(bias: Tensor, channels: int, given: str = "") -> None:
     require(
         bias.ndim == 1 and bias.shape[0] == channels,
-        f"expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} instead",
+        f"{given}expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias.shape)} "
+        "instead",
     )
 
 
@@ -50,7 +52,7 @@ def check_lengths(stride: Any, padding: Any, dilation: Any) -> None:
         require(len(values) == length, f"{name} must have {length} values ({order}), but got {list(values)}")
 
 
-def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: Any, groups: Any) -> None:
+def check_geometry(stride: Any, padding: Any, dilation: Any, groups: Any) -> None:
     for value in padding:
         require(value >= 0, f"negative padding is not supported, but got padding={list(padding)}")
     for value in stride:
@@ -58,14 +60,22 @@ def check_geometry(w_shape: Sequence[Any], stride: Any, padding: Any, dilation: 
     for value in dilation:
         require(value > 0, f"dilation should be greater than zero, but got dilation={list(dilation)}")
     require(groups > 0, f"non-positive groups is not supported, but got groups={groups}")
-    size = list(w_shape)
-    given = f"Given groups={groups}, expected weight to be"
+
+
+def check_dimensions(name: str, tensor: Tensor) -> None:
+    require(tensor.ndim == 4, f"expected {name} to have 4 dimensions, but got size {list(tensor.shape)}")
+
+
+def check_two(name: str, values: Sequence[Any]) -> None:
+    require(len(values) == 2, f"{name} must have 2 values (height, width), but got {list(values)}")
+
+
+def check_groups(w_size: Sequence[Any], groups: Any) -> None:
+    given, size = f"Given groups={groups}, expected weight to be", list(w_size)
     require(size[0] >= groups, f"{given} at least {groups} at dimension 0, but got weight of size {size} instead")
     require(
         size[0] % groups == 0, f"{given} divisible by {groups} at dimension 0, but got weight of size {size} instead"
     )
-    for value in size[2:]:
-        require(value > 0, f"kernel size should be greater than zero, but got weight of size {size}")
 
 
 def output_size(x_size: Sequence[Any], w_size: Sequence[Any], stride: Any, padding: Any, dilation: Any) -> list[Any]:
@@ -73,6 +83,9 @@ def output_size(x_size: Sequence[Any], w_size: Sequence[Any], stride: Any, paddi
 
     Or Q alone, of one dimension.
     """
+    for value in w_size[2:]:
+        require(value > 0, f"kernel size should be greater than zero, but got weight of size {list(w_size)}")
+    x_size, w_size = x_size[2:], w_size[2:]
     axes = range(len(stride))
     padded = [x_size[i] + padding[2 * i] + padding[2 * i + 1] for i in axes]
     window = [dilation[i] * (w_size[i] - 1) + 1 for i in axes]
@@ -89,16 +102,16 @@ def check_forward(
     x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> list[Any]:
     """The size of y, in one dimension or two."""
-    check_geometry(w.shape, stride, padding, dilation, groups)
+    check_groups(w.shape, groups)
     channels = w.shape[1] * groups
     require(
         x.shape[1] == channels,
         f"Given groups={groups}, weight of size {list(w.shape)}, expected input{list(x.shape)} to have {channels} "
         f"channels, but got {x.shape[1]} channels instead",
     )
-    size = [x.shape[0], w.shape[0], *output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)]
+    size = [x.shape[0], w.shape[0], *output_size(x.shape, w.shape, stride, padding, dilation)]
     if bias is not None:
-        check_bias_size(bias, w.shape[0])
+        check_bias_size(bias, w.shape[0], f"Given weight of size {list(w.shape)}, ")
     return size
 
 
@@ -118,30 +131,30 @@ def result(a: Tensor, b: Tensor, size: Sequence[Any]) -> Tensor:
     return torch.empty(size, dtype=a.dtype, device=a.device, memory_format=layout)
 
 
-@torch.library.register_fake(ops.conv2d.default)
-def conv2d(
-    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any, implementation: str | None = None
-) -> Tensor:
-    check_operands("Input", x, "weight", w)
-    require(
-        x.ndim == w.ndim,
-        f"Expected {w.ndim}-dimensional input for {w.ndim}-dimensional weight {list(w.shape)}, but got "
-        f"{x.ndim}-dimensional input of size {list(x.shape)} instead",
-    )
-    require(x.ndim == 4, f"expected input to have 4 dimensions, but got size {list(x.shape)}")
-    check_lengths(stride, padding, dilation)
-    return result(x, w, check_forward(x, w, None, stride, padding, dilation, groups))
-
-
 @torch.library.register_fake(ops.conv2d_bias_act.default)
 def conv2d_bias_act(
     x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any,
     activation: str = "none", slope: float = 0.01, implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
-    y: Tensor = conv2d(x, w, stride, padding, dilation, groups)
+    check_operands("Input", x, "weight", w)
     if bias is not None:
-        check_bias(bias, x, w.shape[0])
-    return y
+        check_operands("Input", x, "bias", bias)
+    check_lengths(stride, padding, dilation)
+    check_geometry(stride, padding, dilation, groups)
+    require(
+        x.ndim == w.ndim,
+        f"Expected {w.ndim}-dimensional input for {w.ndim}-dimensional weight {list(w.shape)}, but got "
+        f"{x.ndim}-dimensional input of size {list(x.shape)} instead",
+    )
+    check_dimensions("input", x)
+    return result(x, w, check_forward(x, w, bias, stride, padding, dilation, groups))
+
+
+@torch.library.register_fake(ops.conv2d.default)
+def conv2d(
+    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any, implementation: str | None = None
+) -> Tensor:
+    return conv2d_bias_act(x, w, None, stride, padding, dilation, groups)  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake(ops.conv2d_grad_input.default)
@@ -150,16 +163,17 @@ def conv2d_grad_input(
     implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
     check_operands("Output gradient", y, "weight", w)
-    for name, tensor in (("the gradient of the output", y), ("weight", w)):
-        require(tensor.ndim == 4, f"expected {name} to have 4 dimensions, but got size {list(tensor.shape)}")
-    require(len(input_size) == 2, f"input_size must have 2 values, but got {list(input_size)}")
+    check_lengths(stride, padding, dilation)
+    check_geometry(stride, padding, dilation, groups)
+    check_dimensions("the gradient of the output", y)
+    check_dimensions("weight", w)
+    check_two("input_size", input_size)
     for value in input_size:
         require(value >= 0, f"input_size must not be negative, but got {list(input_size)}")
-    check_lengths(stride, padding, dilation)
-    check_geometry(w.shape, stride, padding, dilation, groups)
-    size = output_size(input_size, w.shape[2:], stride, padding, dilation)
-    check_y(y, [y.shape[0], w.shape[0], *size])
-    return result(y, w, [y.shape[0], w.shape[1] * groups, *input_size])
+    check_groups(w.shape, groups)
+    x_size = [y.shape[0], w.shape[1] * groups, *input_size]
+    check_y(y, [y.shape[0], w.shape[0], *output_size(x_size, w.shape, stride, padding, dilation)])
+    return result(y, w, x_size)
 
 
 @torch.library.register_fake(ops.conv2d_grad_weight.default)
@@ -168,33 +182,31 @@ def conv2d_grad_weight(
     implementation: str | None = None,
 ) -> Tensor:  # fmt: skip
     check_operands("Input", x, "output gradient", y)
-    for name, tensor in (("input", x), ("the gradient of the output", y)):
-        require(tensor.ndim == 4, f"expected {name} to have 4 dimensions, but got size {list(tensor.shape)}")
-    require(len(kernel_size) == 2, f"kernel_size must have 2 values, but got {list(kernel_size)}")
-    require(groups > 0, f"non-positive groups is not supported, but got groups={groups}")
+    check_lengths(stride, padding, dilation)
+    check_geometry(stride, padding, dilation, groups)
+    check_dimensions("input", x)
+    check_dimensions("the gradient of the output", y)
+    check_two("kernel_size", kernel_size)
     require(
         x.shape[1] % groups == 0,
         f"Given groups={groups}, expected input channels to be divisible by {groups}, but got input of size "
         f"{list(x.shape)} instead",
     )
-    w_shape = [y.shape[1], x.shape[1] // groups, *kernel_size]
-    check_lengths(stride, padding, dilation)
-    check_geometry(w_shape, stride, padding, dilation, groups)
-    check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape[2:], kernel_size, stride, padding, dilation)])
-    return result(x, y, w_shape)
+    w_size = [y.shape[1], x.shape[1] // groups, *kernel_size]
+    check_groups(w_size, groups)
+    check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape, w_size, stride, padding, dilation)])
+    return result(x, y, w_size)
 
 
-# The same multiplications, whichever of the three is the result.
-@register_flop_formula([ops.conv2d, ops.conv2d_bias_act])
-def forward_flops(x: Any, w: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    return conv_flop_count(x, w, out_shape)
+def register_flops(operator: Operator) -> None:
+    """The multiplications of all operators are those of the convolution."""
+
+    def flops(a: Any, b: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        slots = operator.slots(a, b, out_shape)
+        return conv_flop_count(slots["x"], slots["w"], slots["y"])
+
+    register_flop_formula(getattr(ops, operator.name))(flops)
 
 
-@register_flop_formula(ops.conv2d_grad_input)
-def grad_input_flops(y: Any, w: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    return conv_flop_count(out_shape, w, y)
-
-
-@register_flop_formula(ops.conv2d_grad_weight)
-def grad_weight_flops(x: Any, y: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    return conv_flop_count(x, out_shape, y)
+for operator in OPERATORS:
+    register_flops(operator)

@@ -380,6 +380,7 @@ def in_one_dimension(
         check_types(bias, "conv1d", stride=(stride,), dilation=(dilation,), groups=(groups,))
         _, _, *padding = four_sided(sides, input, weight, (1, stride), (1, dilation))
         check_types(bias, "conv1d", padding=padding)
+        fake.check_geometry([stride], padding, [dilation], groups)
         *size, length = fake.check_forward(input, weight, bias, [stride], padding, [dilation], groups)
     except (TypeError, RuntimeError) as found:
         return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchconv import _C
 from torchconv.fake import FLOATS
+from torchconv.operators import BILINEAR, BY_NAME
 
 
 class Implementation(NamedTuple):
@@ -130,14 +131,14 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
 
 def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> _C.Choice:
     """What `chosen` returns, its plan in words, and a (name, why not) for each implementation before it."""
-    columns = ROWS["cpu.reference"]["ops"]  # it has all of them
-    if op not in columns:
-        raise ValueError(f"op must be one of {', '.join(map(repr, columns))}, but got {op!r}")
+    names = [operator.name for operator in BILINEAR.values()]
+    if op not in names:
+        raise ValueError(f"op must be one of {', '.join(map(repr, names))}, but got {op!r}")
     if a.dtype not in FLOATS:
         raise RuntimeError(f"a must be float64, float32, bfloat16 or float16, but got {a.dtype}")
-    size, geometry = ([], rest) if op == "conv2d" else (rest[0], rest[1:])
-    stride, padding, dilation, groups, *names = geometry
-    name = (names[0] if names else None) or choice.name or ""
+    size, geometry = ([], rest) if BY_NAME[op].size is None else (rest[0], rest[1:])
+    stride, padding, dilation, groups, *forced = geometry
+    name = (forced[0] if forced else None) or choice.name or ""
     dtype = str(a.dtype).removeprefix("torch.")
     device = "cuda" if a.device.type == "cuda" else "cpu"
     problem = (size, stride, padding, dilation, groups, device, name)

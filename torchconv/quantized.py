@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from torchconv.autograd import library
+from torchconv.operators import OPERATORS, library
 
 
 def refuse(input: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
@@ -17,6 +17,6 @@ def refuse(input: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-for op in ("conv2d", "conv2d_bias_act", "conv2d_grad_input", "conv2d_grad_weight"):
+for operator in OPERATORS:
     for key in ("QuantizedCPU", "QuantizedCUDA"):
-        library.impl(op, refuse, key)
+        library.impl(operator.name, refuse, key)

@@ -16,12 +16,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchconv import _C
+from torchconv.operators import BILINEAR, BY_NAME, ops
 
 aten = torch.ops.aten
-ops = torch.ops.torchconv
-
-#: The slots of each operator: its first two arguments, and its result.
-SLOTS = {"conv2d": "xwy", "conv2d_grad_input": "ywx", "conv2d_grad_weight": "xyw"}
 
 
 def first_tensor(tree: Any) -> Tensor | None:
@@ -63,8 +60,9 @@ class Operation(NamedTuple):
 
     def problems(self, training: bool) -> Iterator[Problem]:
         for op in (self.op, *self.derivatives) if training else (self.op,):
-            a, b, c = (self.slots[slot] for slot in SLOTS[op])
-            size = () if op == "conv2d" else (list(c.shape[2:]),)
+            operator = BY_NAME[op]
+            a, b = (self.slots[slot] for slot in operator.operands)
+            size = () if operator.size is None else (list(self.slots[operator.result].shape[2:]),)
             yield Problem(op, (a, b, *size, *self.geometry))
 
 
@@ -176,12 +174,12 @@ class Recorder(TorchDispatchMode):
             names = [argument.name for argument in func._schema.arguments]
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             geometry = tuple(given[name] for name in ("stride", "padding", "dilation", "groups"))
-            op = func._schema.name.removeprefix("torchconv::").removesuffix("_bias_act")
-            slots = dict(zip(SLOTS[op], (*args[:2], result), strict=True))
-            others = (other for other in SLOTS if other != op)
-            derivatives = tuple(other for other in others if slots[SLOTS[other][2]].requires_grad)
+            operator = BY_NAME[func._schema.name.removeprefix("torchconv::")]
+            slots = operator.slots(args[0], args[1], result)
+            derivatives = tuple(BILINEAR[slot].name for slot in operator.operands if slots[slot].requires_grad)
+            name = BILINEAR[operator.result].name
             self.stack[-1].operations.append(
-                Operation(op, derivatives, slots, (*geometry, given.get("implementation")))
+                Operation(name, derivatives, slots, (*geometry, given.get("implementation")))
             )
         return result
 

@@ -14,11 +14,7 @@ from torch import Tensor
 
 from torchconv.activations import ACTIVATIONS
 from torchconv.fake import check_bias
-
-ops = torch.ops.torchconv
-
-#: The leading axes of each tensor; each of the lower-case ones runs over all groups.
-AXES = {"x": "Nc", "w": "kC", "y": "Nk"}
+from torchconv.operators import BILINEAR, SLOTS, Operator, ops
 
 
 def fold(tensor: Tensor, dim: int, groups: int) -> Tensor:
@@ -45,13 +41,16 @@ def empty(function: Callable[..., Tensor], in_dims: Sequence[int | None], tensor
     return function(*one).unsqueeze(0)[:0]
 
 
-def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tuple[Tensor, int]]:
-    groups_index = [argument.name for argument in op._schema.arguments].index("groups") - 2
+def place(slot: str, axis: str, groups: int) -> tuple[int, int]:
+    """The dimension of `axis` in a slot, and the number of groups that it is divided into there."""
+    dim = SLOTS[slot].lower().index(axis)
+    return dim, groups if SLOTS[slot][dim] == axis else 1
 
-    def place(slot: str, axis: str, groups: int) -> tuple[int, int]:
-        """The dimension of `axis` in a slot, and the number of groups that it is divided into there."""
-        dim = AXES[slot].lower().index(axis)
-        return dim, groups if AXES[slot][dim] == axis else 1
+
+def register(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
+    op, c_slot = operator.op, operator.result
+    a_slot, b_slot = operator.operands[0], operator.operands[1]
+    groups_index = 3 if operator.size is None else 4  # after the operands
 
     def rule(info: Any, in_dims: Sequence[int | None], a: Tensor, b: Tensor, *args: Any) -> tuple[Tensor, int]:
         batch, groups = info.batch_size, args[groups_index]
@@ -61,7 +60,7 @@ def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tu
         mapped = {slot: dim for slot, dim in zip(tensors, in_dims, strict=False) if dim is not None}
         if len(mapped) == 1:
             (slot,) = mapped
-            (shared,) = set(AXES[slot].lower()) & set(AXES[c_slot].lower())
+            (shared,) = set(SLOTS[slot].lower()) & set(SLOTS[c_slot].lower())
             places = {slot: place(slot, shared, groups), c_slot: place(c_slot, shared, groups)}
         else:
             args = (*args[:groups_index], groups * batch, *args[groups_index + 1 :])
@@ -75,9 +74,7 @@ def register(op: Any, a_slot: str, b_slot: str, c_slot: str) -> Callable[..., tu
     return rule
 
 
-conv2d_rule = register(ops.conv2d.default, "x", "w", "y")
-register(ops.conv2d_grad_input.default, "y", "w", "x")
-register(ops.conv2d_grad_weight.default, "x", "y", "w")
+rules = {slot: register(operator) for slot, operator in BILINEAR.items()}
 
 
 @torch.library.register_vmap(ops.conv2d_bias_act.default)
@@ -97,7 +94,7 @@ def bias_act_rule(
     if (x_dim, w_dim) == (None, None):
         z = ops.conv2d(x, w, *geometry, implementation).unsqueeze(0)
     else:
-        z, _ = conv2d_rule(info, (x_dim, w_dim), x, w, *geometry, implementation)
+        z, _ = rules["y"](info, (x_dim, w_dim), x, w, *geometry, implementation)
     if bias is not None:
         bias = bias.unsqueeze(0) if bias_dim is None else bias.movedim(bias_dim, 0)
         check_bias(bias[0], x, z.shape[2])
