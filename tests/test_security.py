@@ -234,6 +234,7 @@ MAY_IMPORT = {
     ("implementations.py", "os"): "TORCHCONV_USE",
     ("__init__.py", "importlib"): "torchconv.keras, onnx, opacus and tf, when they are first used",
     ("diagnose.py", "importlib"): "after an import that failed",
+    ("_torch_private.py", "importlib"): "torch's own modules",
     ("diagnose.py", "pathlib"): "the same",
 }
 
@@ -246,6 +247,7 @@ NAMES = {
 }  # fmt: skip
 ALLOWED = {
     ("__init__.py", "import_module"): "torchconv.keras, onnx, opacus and tf, when they are first used",
+    ("_torch_private.py", "import_module"): "torch's own modules",
     ("implementations.py", "environ"): "TORCHCONV_USE, once, at import",
     ("diagnose.py", "read_text"): "what pip noted about this package, after an import that failed",
     ("diagnose.py", "read_bytes"): "the extension itself, after an import that failed",

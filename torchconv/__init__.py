@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch  # loads the libraries that _C needs
+import torch  # noqa: F401 (loads the libraries that _C needs)
 
 try:
     from torchconv import _C
@@ -11,16 +11,18 @@ except ImportError as error:
 
     raise ImportError(diagnosis(error)) from error
 
-from torchconv import autocast, fake, functional, quantized, vmap  # noqa: F401
+from torchconv import _torch_private, autocast, fake, functional, quantized, vmap  # noqa: F401
 from torchconv.conversion import Report, convert, converting, revert
 from torchconv.explanation import Explanation, explain
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.implementations import Implementation, chosen, implementations, use
+from torchconv.implementations import Implementation, choice, chosen, implementations, use
 from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, LazyConv1d, LazyConv2d, LazyConvTranspose2d
 from torchconv.pooling import AvgPool2d, MaxPool2d
 from torchconv.runtime import scratch_bytes
 
-_C.set_registered_kernels(getattr(torch.library, "_impls", None))
+_C.set_registered_kernels(_torch_private.registered_kernels)
+if not _torch_private.has_fast_path:
+    choice.fast_path = _C.set_fast_path(False)
 
 __version__ = _C.build_info()["version"]
 __all__ = [

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchconv import _torch_private
 from torchconv.operators import OPERATORS, library
 
 
 def register(op: Any, device_type: str, key: str, tensors: int) -> None:
-    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    no_autocast = _torch_private.no_autocast(device_type)
 
     def cast(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
@@ -22,7 +23,7 @@ def register(op: Any, device_type: str, key: str, tensors: int) -> None:
         return tensor.to(torch.get_autocast_dtype(device_type))
 
     def autocast_kernel(*args: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(excluded):
+        with no_autocast():
             return op(*(cast(tensor) for tensor in args[:tensors]), *args[tensors:])
 
     library.impl(op, autocast_kernel, key)

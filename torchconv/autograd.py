@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd import Function
 
-from torchconv import _C
+from torchconv import _C, _torch_private
+from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS
 from torchconv.operators import BILINEAR, BY_NAME, Operator, library, ops
 
@@ -33,29 +32,12 @@ Direct = Callable[..., Tensor | None]
 #: stride, padding (top, bottom, left, right), dilation, groups, implementation: the last arguments of every operator.
 Geometry = tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int], int, str | None]
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
-functorch_is_active = torch._C._are_functorch_transforms_active
+below_autograd = _torch_private.AutoDispatchBelowAutograd
 is_compiling = torch.compiler.is_compiling
 is_grad_enabled = torch.is_grad_enabled
 
-#: Each is true while something but autograd observes the operators. Calls then go through the dispatcher.
-OBSERVERS = (
-    functorch_is_active,
-    torch._C._len_torch_dispatch_stack,
-    torch._C._is_torch_function_mode_enabled,
-    torch._C._is_any_autocast_enabled,
-    torch._C._get_tracing_state,
-    torch._C._autograd._profiler_enabled,
-)
-
-autocast_is_active = torch._C._is_any_autocast_enabled
-autocast_keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCUDA
-)
-
-
-def is_forward_ad() -> bool:
-    return forward_ad._current_level >= 0
+autocast_is_active = _torch_private.any_autocast_is_enabled
+no_autocast = _torch_private.no_autocast("cpu", "cuda")
 
 
 def needs_graph(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -86,7 +68,7 @@ def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
 def will_run(node: Any) -> bool:
     """Whether the engine will run a node of the graph, or needs the gradient that it would get."""
     try:
-        return bool(torch._C._will_engine_execute_node(node))
+        return bool(_torch_private.will_engine_execute_node(node))
     except RuntimeError:  # the gradient of a leaf, which torch.autograd.grad returns
         return True
 
@@ -103,7 +85,7 @@ def without_autocast(derivative: Callable[..., Any]) -> Callable[..., Any]:
     def inner(ctx: Any, *args: Any) -> Any:
         if not autocast_is_active():
             return derivative(ctx, *args)
-        with torch._C._ExcludeDispatchKeyGuard(autocast_keys):
+        with no_autocast():
             return derivative(ctx, *args)
 
     return inner
@@ -115,16 +97,18 @@ def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward
     The arguments of the call, `inputs`, begin with the tensors. `run(op, *inputs)` calls the operator, and `pack` makes
     inputs of its arguments. `save(ctx, inputs, output)`, `backward` and `jvp` are those of a torch.autograd.Function.
     """
+    if not _torch_private.has_autograd_kernels:
+        return publicly_differentiable(operator, run, pack, save, backward, jvp)
     op, tensors = operator.op, operator.tensors
     direct: Direct = getattr(_C, operator.name)  # without the dispatcher; None if it does not apply
-    name, raw = "".join(map(str.capitalize, operator.name.split("_"))), op._op
+    name, raw = "".join(map(str.capitalize, operator.name.split("_"))), getattr(op, "_op", op)
 
     def run_below(*inputs: Any) -> Tensor:
         if not functorch_is_active():
             with below_autograd():
                 return run(raw, *inputs)
         # The Function has switched differentiation off, but below this level of torch.func there may be another.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
+        with torch.enable_grad(), _torch_private.set_forward_ad_enabled(True), below_autograd():
             return run(raw, *inputs)
 
     def run_directly(*inputs: Any) -> Tensor:
@@ -145,7 +129,7 @@ def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward
     plain = type(name, (Function,), {"forward": staticmethod(forward), **derivatives})
     level: Any = type(
         name,
-        (_SingleLevelFunction,),
+        (_torch_private.SingleLevelFunction,),
         {"forward": staticmethod(run_below), "setup_context": staticmethod(save), **derivatives},
     )
     # Not Function.apply: it inspects the signature of forward at each call, which takes longer than a convolution may.
@@ -153,10 +137,10 @@ def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if needs_graph(args[:tensors]):
-            with enable_single_level_autograd_function():
+            with _torch_private.single_level_function():
                 return level.apply(*pack(*args))
         with below_autograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            return op.redispatch(keyset & _torch_private.after_autograd_keyset, *args)
 
     library.impl(op, kernel, "Autograd", with_keyset=True)
 
@@ -169,6 +153,36 @@ def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward
         return run_directly(*inputs)
 
     return call, apply
+
+
+def publicly_differentiable(
+    operator: Operator, run: Call, pack: Any, save: Any, backward: Any, jvp: Any
+) -> tuple[Call, Call]:
+    """The same by public names of torch alone. Calls of torch.ops, and under autocast, have no forward mode then."""
+    op, tensors = operator.op, operator.tensors
+    backward, jvp = without_autocast(backward), without_autocast(jvp)
+
+    def op_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.arguments = len(inputs)
+        save(ctx, pack(*inputs), output)
+
+    def op_backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
+        return (*backward(ctx, dc)[:tensors], *[None] * (ctx.arguments - tensors))
+
+    torch.library.register_autograd(op, op_backward, setup_context=op_setup)
+    methods = {"forward": lambda *inputs: run(op, *inputs), "setup_context": save, "backward": backward, "jvp": jvp}
+    function: Any = type(
+        operator.name,
+        (Function,),
+        {"generate_vmap_rule": True, **{name: staticmethod(method) for name, method in methods.items()}},
+    )
+
+    def call(*inputs: Any) -> Tensor:
+        if is_compiling() or autocast_is_active():  # autocast is below the Function, and above the operator's autograd
+            return run(op, *inputs)
+        return function.apply(*inputs)  # type: ignore[no-any-return]
+
+    return call, function.apply
 
 
 def derivative(operator: Operator, slot: str) -> Call:
@@ -199,10 +213,10 @@ def bilinear(operator: Operator) -> tuple[Call, Call]:
 
     def save(ctx: Any, inputs: Any, c: Tensor) -> None:
         a, b, size, geometry = inputs
-        need_a, need_b, _, _ = ctx.needs_input_grad
+        need_a, need_b, *_ = ctx.needs_input_grad
         ctx.save_for_backward(a if need_b else None, b if need_a else None)
         ctx.rest = size, geometry, a.shape, b.shape
-        if forward_ad._current_level >= 0:
+        if is_forward_ad():
             ctx.save_for_forward(a, b)
 
     def backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
@@ -258,7 +272,7 @@ def bias_act(operator: Operator) -> tuple[Call, Call]:
         kept = y if activation != "none" else None
         ctx.save_for_backward(x if need_w else None, w if need_x else None, kept)
         ctx.rest = geometry, activation, slope, x.shape, w.shape
-        if forward_ad._current_level >= 0:
+        if is_forward_ad():
             ctx.save_for_forward(x, w, kept)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
@@ -294,4 +308,4 @@ def bias_act(operator: Operator) -> tuple[Call, Call]:
 conv2d_bias_act, apply_bias_act = bias_act(BY_NAME["conv2d_bias_act"])
 
 
-_C.set_hooks(torch.nn.Parameter, OBSERVERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)
+_C.set_hooks(torch.nn.Parameter, _torch_private.OBSERVERS, is_grad_enabled, is_forward_ad, apply_conv2d, apply_bias_act)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from torchconv import tables
+from torchconv._torch_private import FakeTensorMode, has_recording
 from torchconv.implementations import selection
 from torchconv.modules import left_alone, unwrapped
 from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
@@ -263,6 +263,8 @@ def explain(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    if not has_recording:
+        raise RuntimeError(f"torchconv.explain cannot record what a model runs in torch {torch.__version__}")
     model = unwrapped(model)
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
+from torchconv._torch_private import suggest_memory_format
 from torchconv.operators import OPERATORS, Operator, ops
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from torchconv import _C, autograd, exporting, fake, quantized
+from torchconv._torch_private import functorch_is_active
 from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.geometry import Padding, as_ints, beside_one_row, four_sided, pair, single, transposed_size
 from torchconv.implementations import choice
@@ -244,7 +246,7 @@ def conv_transpose2d(
         if bias is None:
             return x
         bias = bias.to(x.dtype)[:, None, None]  # autocast may have changed it
-        return x + bias if autograd.functorch_is_active() else x.add_(bias)
+        return x + bias if functorch_is_active() else x.add_(bias)
 
     numbers = {"stride": strides, "padding": paddings, "output_padding": beyonds, "dilation": dilations}
     check_types(bias, "conv_transpose2d", **numbers, groups=(groups,))
@@ -340,8 +342,9 @@ def is_overridden(input: Any, weight: Any, *others: Any) -> bool:
 def overridden(function: Callable[..., Any], *args: Any, **options: Any) -> Tensor:
     """The call by `__torch_function__` of its arguments; a TypeError if one that should be a tensor is none."""
     if has_torch_function(args):
-        if "torch.nn.utils._expanded_weights.expanded_weights_impl" in sys.modules:
-            from torchconv import per_sample  # noqa: F401
+        if "torch.nn.utils._expanded_weights" in sys.modules:
+            with suppress(ImportError):  # it is torch's own affair
+                from torchconv import expanded_weights  # noqa: F401
         result: Tensor = handle_torch_function(function, args, *args, **options)
         return result
     name, value = ("weight", args[1]) if isinstance(args[0], Tensor) else ("input", args[0])

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchconv import _C
+from torchconv._torch_private import TorchDispatchMode, tree_iter
 from torchconv.operators import BILINEAR, BY_NAME, ops
 
 aten = torch.ops.aten
@@ -99,14 +98,14 @@ def lstm_flops(x: Any, w_input: Any, w_hidden: Any, *rest: Any, out_shape: Any =
     return int(2 * x[0] * x[1] * (prod(w_input) + prod(w_hidden)))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records the calls of all modules of a model, by hooks that it leaves there (see torchconv.modules.left_alone).
 
     `state`: the parameters and buffers of the model, which nobody has to save.
     """
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.model = model
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -124,11 +123,11 @@ class Recorder(TorchDispatchMode):
         self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
         self.hooks.__enter__()
         self.flops.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)
         self.flops.__exit__(*error)
         self.hooks.__exit__(*error)
         # A graph holds its hooks, and they hold this: no part of the graph may stay.
@@ -184,11 +183,11 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[misc]
     """Follows how many bytes the results of all operators take at one time."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.alive: set[int] = set()
         self.bytes = self.peak = 0
 
