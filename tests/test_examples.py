@@ -80,6 +80,18 @@ def test_ddp():
     assert last < 0.2 * first
 
 
+def test_sharding():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    text = subprocess.run(
+        [*command, EXAMPLES / "sharding.py"], check=True, capture_output=True, text=True, timeout=600
+    ).stdout
+    found = re.findall(r"^(\w+): loss ([\d.]+) to ([\d.]+), largest difference ([\d.e+-]+)$", text, re.MULTILINE)
+    assert [name for name, *_ in found] == ["data", "filters", "channels"]
+    for _, first, last, difference in found:
+        assert float(last) < 0.5 * float(first)
+        assert float(difference) < 1e-4
+
+
 def test_per_sample_gradients(tmp_path):
     text = run("per_sample_gradients.py", "--out", tmp_path, "--batch", 16)
     found = re.findall(r"^(vmap|a loop|opacus) +(\d+) calls .* layers, ([\d.e+-]+) from the loop", text, re.MULTILINE)

@@ -13,7 +13,9 @@ functions of this module take the tensors of an operator, the size of its result
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -71,6 +73,13 @@ def will_run(node: Any) -> bool:
         return bool(_torch_private.will_engine_execute_node(node))
     except RuntimeError:  # the gradient of a leaf, which torch.autograd.grad returns
         return True
+
+
+def register_sharding() -> None:
+    """See to it that DTensor knows the operators, where it is in use."""
+    if "torch.distributed.tensor" in sys.modules and "torchconv.distributed" not in sys.modules:
+        with suppress(ImportError):  # DTensor then says what it does not know
+            from torchconv import distributed  # noqa: F401
 
 
 def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *others: Any) -> Tensor:
@@ -146,7 +155,10 @@ def differentiable(operator: Operator, run: Call, pack: Any, save: Any, backward
 
     def call(*inputs: Any) -> Tensor:
         operands = inputs[:tensors]
-        if is_compiling() or not _C.is_plain(*operands):
+        if is_compiling():
+            return run(op, *inputs)
+        if not _C.is_plain(*operands):
+            register_sharding()
             return run(op, *inputs)
         if needs_graph(operands):
             return apply(*inputs)  # type: ignore[no-any-return]
@@ -178,6 +190,8 @@ def publicly_differentiable(
     )
 
     def call(*inputs: Any) -> Tensor:
+        if not is_compiling():
+            register_sharding()
         if is_compiling() or autocast_is_active():  # autocast is below the Function, and above the operator's autograd
             return run(op, *inputs)
         return function.apply(*inputs)  # type: ignore[no-any-return]
