@@ -20,9 +20,17 @@ for name in torchconv.keras.__all__:
     setattr(keras.src.layers, name, getattr(torchconv.keras, name))
 
 from keras.src.layers.convolutional.conv_test import ConvBasicTest, ConvCorrectnessTest  # noqa: E402, F401
+from keras.src.layers.convolutional.conv_transpose_test import (  # noqa: E402
+    ConvTransposeBasicTest,  # noqa: F401
+    ConvTransposeCorrectnessTest,  # noqa: F401
+)
 from keras.src.layers.convolutional.depthwise_conv_test import (  # noqa: E402
     DepthwiseConvBasicTest,  # noqa: F401
     DepthwiseConvCorrectnessTest,  # noqa: F401
+)
+from keras.src.layers.convolutional.separable_conv_test import (  # noqa: E402
+    SeparableConvBasicTest,  # noqa: F401
+    SeparableConvCorrectnessTest,  # noqa: F401
 )
 
 # Keras's own, under this torch and this numpy.
@@ -82,7 +90,39 @@ def test_outputs_and_gradients_are_keras_own(name, options, calls):
     assert calls[0].get("activation") == fused
 
 
-@pytest.mark.parametrize(("name", "options"), LAYERS, ids=str)
+#: Of several operators.
+COMPOSED = [
+    ("SeparableConv2D", {"filters": 6, "kernel_size": 3, "strides": 2, "padding": "same", "activation": "relu"}),
+    ("SeparableConv2D", {"filters": 5, "kernel_size": (3, 2), "depth_multiplier": 2, "dilation_rate": 2}),
+    ("SeparableConv2D", {"filters": 6, "kernel_size": 3, "data_format": "channels_first", "activation": "gelu"}),
+    *(
+        ("Conv2DTranspose", {"filters": 6, "kernel_size": kernel, "padding": padding, **options})
+        for padding in ("same", "valid")
+        for kernel, options in (
+            (3, {"strides": 2, "activation": "relu"}),
+            ((4, 1), {"strides": (3, 2), "use_bias": False}),
+            (3, {"dilation_rate": 2}),
+            (2, {"strides": 3, "output_padding": 2, "data_format": "channels_first"}),
+            ((5, 4), {"strides": (1, 2), "output_padding": (0, 1), "activation": "gelu"}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), COMPOSED, ids=str)
+def test_composed_layers_are_keras_own(name, options):
+    x = torch.randn(2, 4, 9, 8) if "data_format" in options else torch.randn(2, 9, 8, 4)
+    results = []
+    for layer in pair(name, options, x):
+        variables = [x.clone().requires_grad_(), *(variable.value for variable in layer.trainable_weights)]
+        y = layer(variables[0])
+        assert tuple(y.shape) == tuple(layer.compute_output_shape(x.shape))
+        results.append((y, *torch.autograd.grad(y.square().sum(), variables)))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), LAYERS + COMPOSED, ids=str)
 def test_serialization(name, options, tmp_path):
     x = torch.randn(2, 4, 9, 8) if "data_format" in options else torch.randn(2, 9, 8, 4)
     model = keras.Sequential([keras.Input(x.shape[1:]), getattr(torchconv.keras, name)(**options)])

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchconv
+from torchconv import tf
 from torchconv.tf import conv2d
 
 
@@ -174,3 +175,52 @@ def test_errors(change, error, message):
     }
     with pytest.raises(error, match=message):
         conv2d(**{**arguments, **change})
+
+
+#: From NHWC to a data_format, and back.
+ORDERS = {"NHWC": ((0, 1, 2, 3), (0, 1, 2, 3)), "NCHW": ((0, 3, 1, 2), (0, 2, 3, 1))}
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 1))], ids=str)
+@pytest.mark.parametrize(("strides", "dilations"), [(1, 1), ((2, 3), 1), (1, (2, 1))])
+def test_conv2d_transpose_is_the_gradient_of_conv2d(strides, dilations, padding, data_format):
+    size = (2, 9, 11, 3)
+    filters, images = integers(3, 4, 3, 5), torch.zeros(size).permute(ORDERS[data_format][0]).requires_grad_()
+    z = conv2d(images, filters, strides, padding, dilations, data_format=data_format)
+    y = integers(*z.shape)
+    (wanted,) = torch.autograd.grad(z, images, y)
+    found = tf.conv2d_transpose(y, filters, images.shape, strides, padding, dilations, data_format=data_format)
+    assert torch.equal(found, wanted)
+
+
+def test_conv2d_transpose_is_differentiable():
+    y, filters = (integers(*size).double().requires_grad_() for size in ((1, 3, 2, 2), (3, 2, 2, 2)))
+    assert gradcheck(lambda y, filters: tf.conv2d_transpose(y, filters, (1, 5, 4, 2), 2), (y, filters))
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_depthwise_conv2d_is_a_convolution_of_each_channel(data_format):
+    images, filters = integers(2, 9, 8, 3), integers(3, 2, 3, 2)
+    order, back = ORDERS[data_format]
+    found = tf.depthwise_conv2d(images.permute(order), filters, 2, "SAME", data_format=data_format).permute(back)
+    for c, m in itertools.product(range(3), range(2)):
+        alone = conv2d(images[..., c : c + 1], filters[:, :, c : c + 1, m : m + 1], 2, "SAME")
+        assert torch.equal(found[..., 2 * c + m], alone[..., 0])
+
+
+def test_refusals_of_the_other_functions():
+    images, filters = torch.ones(2, 5, 5, 3), torch.ones(3, 3, 4, 3)
+    with pytest.raises(ValueError, match=r"filters must have as many input channels as images, but got .* 3 channels"):
+        tf.depthwise_conv2d(images, filters, 1, "SAME")
+    with pytest.raises(ValueError, match=r"output_shape must have 4 numbers, but got \(5, 5\)"):
+        tf.conv2d_transpose(images, filters, (5, 5), 1)
+    for shape in ((2, 5, 5, 3), (1, 5, 5, 4)):
+        with pytest.raises(ValueError, match=r"the batch of images, but got .* output_shape="):
+            tf.conv2d_transpose(images, filters, shape, 1)
+    with pytest.raises(RuntimeError, match=r"expected the gradient of the output to be of size \[2, 3, 4, 4\]"):
+        tf.conv2d_transpose(images, filters, (2, 7, 7, 4), 2)
+    with pytest.raises(TypeError, match=r"conv2d_transpose\(\): argument 'filters' must be Tensor, not int"):
+        tf.conv2d_transpose(images, 1, (2, 5, 5, 4), 1)
+    with pytest.raises(ValueError, match="images must have 4 dimensions, but got size"):
+        tf.conv2d_transpose(images[0], filters, (2, 5, 5, 4), 1)

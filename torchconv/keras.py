@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchconv import tf
@@ -27,7 +28,7 @@ if keras.config.backend() != "torch":
         "set the environment variable KERAS_BACKEND=torch before keras is imported"
     )
 
-__all__ = ["Conv2D", "DepthwiseConv2D"]
+__all__ = ["Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "SeparableConv2D"]
 
 #: Keras's activations that the kernels apply as they store.
 FUSED: tuple[tuple[Any, dict[str, Any]], ...] = (
@@ -41,16 +42,22 @@ FUSED: tuple[tuple[Any, dict[str, Any]], ...] = (
 )
 
 
-def convolve(layer: Any, inputs: Tensor, kernel: Tensor) -> Tensor:
-    """activation(convolution + bias) of a Keras layer; kernel is [R, S, C / groups, K]."""
+def data_format(layer: Any) -> str:
+    return "NHWC" if layer.data_format == "channels_last" else "NCHW"
+
+
+def convolve(layer: Any, inputs: Tensor, kernel: Tensor, pointwise: bool = False) -> Tensor:
+    """activation(convolution + bias) of a Keras layer; kernel is [R, S, C / groups, K].
+
+    `pointwise`: the last part of a separable layer, whose strides, padding and dilation belong to the first.
+    """
     fused = next((options for activation, options in FUSED if activation is layer.activation), None)
+    geometry = (1, "valid", 1) if pointwise else (layer.strides, layer.padding, layer.dilation_rate)
     z = tf.conv2d(
         inputs,
         kernel,
-        layer.strides,
-        layer.padding,
-        layer.dilation_rate,
-        data_format="NHWC" if layer.data_format == "channels_last" else "NCHW",
+        *geometry,
+        data_format=data_format(layer),
         bias=keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else None,
         **(fused or {}),
     )
@@ -76,3 +83,47 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
     def call(self, inputs: Tensor) -> Tensor:
         kernel = keras.ops.convert_to_tensor(self.kernel)  # [R, S, C, multiplier]
         return convolve(self, keras.ops.convert_to_tensor(inputs), kernel.flatten(2).unsqueeze(2))
+
+
+@keras.saving.register_keras_serializable(package="torchconv")
+class SeparableConv2D(keras.layers.SeparableConv2D):  # type: ignore[misc]
+    """Equals `keras.layers.SeparableConv2D(...)`; see Conv2D."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        x, kernel, pointwise = map(
+            keras.ops.convert_to_tensor, (inputs, self.depthwise_kernel, self.pointwise_kernel)
+        )  # fmt: skip
+        z = tf.depthwise_conv2d(
+            x, kernel, self.strides, self.padding, self.dilation_rate, data_format=data_format(self)
+        )  # fmt: skip
+        return convolve(self, z, pointwise, pointwise=True)
+
+
+@keras.saving.register_keras_serializable(package="torchconv")
+class Conv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc]
+    """Equals `keras.layers.Conv2DTranspose(...)`: all of its arguments, attributes and weights."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        x, kernel = keras.ops.convert_to_tensor(inputs), keras.ops.convert_to_tensor(self.kernel)
+        layout = data_format(self)
+        at = layout.index("H")
+        shape = self.compute_output_shape(x.shape)
+        sides, size, beyond = [], [], []
+        for i in (0, 1):
+            window = (kernel.shape[i] - 1) * self.dilation_rate[i] + 1
+            reached, out = (x.shape[at + i] - 1) * self.strides[i] + window, shape[at + i]
+            # Keras shares what "same" cuts off evenly, and the odd row or column comes off at the end; "valid" cuts
+            # nothing off. What output_padding adds beyond the last window is zero.
+            before = max(window - 1 - (out - reached + 2 * window - 1) // 2, 0)
+            after = reached - out - before
+            sides += [before, max(after, 0)]
+            size.append(reached - before - max(after, 0))
+            beyond.append(max(-after, 0))
+        z = tf.transposed(x, kernel, (size[0], size[1]), self.strides, tuple(sides), self.dilation_rate, layout)
+        if any(beyond):
+            channels = (0, 0) if layout == "NHWC" else ()
+            z = torch.nn.functional.pad(z, (*channels, 0, beyond[1], 0, beyond[0]))
+        if self.use_bias:
+            bias = keras.ops.convert_to_tensor(self.bias)
+            z = z + (bias if layout == "NHWC" else bias[:, None, None])
+        return z if self.activation is None else self.activation(z)

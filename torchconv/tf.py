@@ -1,4 +1,4 @@
-"""torchconv.tf.conv2d: TensorFlow's tf.nn.conv2d on torch's tensors."""
+"""torchconv.tf: TensorFlow's tf.nn.conv2d, depthwise_conv2d and conv2d_transpose on torch's tensors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import functional
-from torchconv.geometry import as_ints
+from torchconv import autograd, functional
+from torchconv.geometry import as_ints, same_padding
+from torchconv.implementations import choice
+
+__all__ = ["conv2d", "conv2d_transpose", "depthwise_conv2d"]
 
 #: The order of the dimensions -> that order of N, C, H, W, and back.
 LAYOUTS = {"NHWC": ((0, 3, 1, 2), (0, 2, 3, 1)), "NCHW": ((0, 1, 2, 3), (0, 1, 2, 3))}
@@ -66,15 +69,7 @@ def conv2d(
             data_format=data_format, bias=bias, activation=activation, negative_slope=negative_slope,
         )  # fmt: skip
         return result
-    if data_format not in LAYOUTS:
-        raise ValueError(f"data_format must be one of {', '.join(map(repr, LAYOUTS))}, but got {data_format!r}")
-    for name, tensor in (("images", images), ("filters", filters)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
-    if images.dim() < 4:
-        raise ValueError(f"images must have 4 dimensions or more, but got size {list(images.shape)}")
-    if filters.dim() != 4:
-        raise ValueError(f"filters must have 4 dimensions, but got size {list(filters.shape)}")
+    check_tensors("conv2d", images, filters, data_format)
     if images.dim() > 4:
         z = conv2d(
             images.flatten(0, -4), filters, strides, padding, dilations,
@@ -95,6 +90,117 @@ def conv2d(
         negative_slope=negative_slope,
     )
     return y.permute(from_nchw)
+
+
+def depthwise_conv2d(
+    images: Tensor,
+    filters: Tensor,
+    strides: int | Sequence[int],
+    padding: str | Sequence[Any],
+    dilations: int | Sequence[int] = 1,
+    *,
+    data_format: str = "NHWC",
+) -> Tensor:
+    """Equals `tf.nn.depthwise_conv2d(images, filters, strides, padding, data_format, dilations)`.
+
+    Args:
+        images: [N, H, W, C], or [N, C, H, W] if data_format is "NCHW".
+        filters: [R, S, C, M]: M filters for each channel.
+        strides, padding, dilations, data_format: as in torchconv.tf.conv2d. (TensorFlow takes equal strides alone.)
+
+    Returns:
+        [N, P, Q, C * M], or [N, C * M, P, Q]: channel c * M + m is channel c by its filter m.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as torchconv.tf.conv2d.
+    """
+    check_tensors("depthwise_conv2d", images, filters, data_format)
+    channels = images.shape[data_format.index("C") - 4]
+    if filters.shape[2] != channels:
+        raise ValueError(
+            f"filters must have as many input channels as images, but got filters of size {list(filters.shape)} and "
+            f"images of size {list(images.shape)} with {channels} channels"
+        )
+    one_by_one = filters.flatten(2).unsqueeze(2)
+    return conv2d(images, one_by_one, strides, padding, dilations, data_format=data_format)
+
+
+def conv2d_transpose(
+    images: Tensor,
+    filters: Tensor,
+    output_shape: Sequence[int],
+    strides: int | Sequence[int],
+    padding: str | Sequence[Any] = "SAME",
+    dilations: int | Sequence[int] = 1,
+    *,
+    data_format: str = "NHWC",
+) -> Tensor:
+    """Equals `tf.nn.conv2d_transpose(images, filters, output_shape, strides, padding, data_format, dilations)`.
+
+    It is the gradient of torchconv.tf.conv2d with respect to its images, which have output_shape.
+
+    Args:
+        images: [N, P, Q, K], or [N, K, P, Q] if data_format is "NCHW".
+        filters: [R, S, C, K] (height, width, out, in), of the dtype of images.
+        output_shape: [N, H, W, C], or [N, C, H, W].
+        strides, padding, dilations, data_format: those of the convolution, as in torchconv.tf.conv2d.
+
+    Returns:
+        A tensor of output_shape, of the dtype of images.
+
+    Raises:
+        TypeError: if images or filters is no tensor.
+        ValueError: on an unknown data_format or padding, or sizes of filters or output_shape that do not fit.
+        RuntimeError: if no convolution makes images of output_shape, and on other sizes and dtypes.
+    """
+    check_tensors("conv2d_transpose", images, filters, data_format)
+    shape = as_ints(output_shape)
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        raise ValueError(f"output_shape must have 4 numbers, but got {output_shape!r}")
+    of = dict(zip(data_format, shape, strict=True))
+    K = images.shape[data_format.index("C")]
+    if filters.shape[3] != K or filters.shape[2] != of["C"] or images.shape[0] != of["N"]:
+        raise ValueError(
+            f"filters [R, S, C, K] must have the channels of output_shape (C) and of images (K), and output_shape the "
+            f"batch of images, but got filters of size {list(filters.shape)}, images of size {list(images.shape)} and "
+            f"output_shape={list(shape)}"
+        )
+    stride, dilation = spatial("strides", strides, data_format), spatial("dilations", dilations, data_format)
+    size, pads = (of["H"], of["W"]), explicit(padding, data_format)
+    if pads == "valid":
+        pads = (0, 0), (0, 0)
+    elif pads == "same":
+        pads = tuple(same_padding(size[i], filters.shape[i], stride[i], dilation[i]) for i in (0, 1))
+    return transposed(images, filters, size, stride, (*pads[0], *pads[1]), dilation, data_format)
+
+
+def transposed(
+    images: Tensor,
+    filters: Tensor,
+    size: tuple[int, int],
+    strides: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    data_format: str,
+) -> Tensor:
+    """The gradient of a convolution with respect to its images, whose height and width are `size`."""
+    to_nchw, from_nchw = LAYOUTS[data_format]
+    geometry = (strides, sides, dilations, 1, choice.name)
+    x = autograd.grad_input(images.permute(to_nchw), filters.permute(3, 2, 0, 1), size, geometry)
+    return x.permute(from_nchw)
+
+
+def check_tensors(function: str, images: Any, filters: Any, data_format: str) -> None:
+    if data_format not in LAYOUTS:
+        raise ValueError(f"data_format must be one of {', '.join(map(repr, LAYOUTS))}, but got {data_format!r}")
+    for name, tensor in (("images", images), ("filters", filters)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
+    more = "" if function == "conv2d_transpose" else " or more"
+    if images.dim() < 4 or (images.dim() > 4 and not more):
+        raise ValueError(f"images must have 4 dimensions{more}, but got size {list(images.shape)}")
+    if filters.dim() != 4:
+        raise ValueError(f"filters must have 4 dimensions, but got size {list(filters.shape)}")
 
 
 def spatial(name: str, values: Any, data_format: str) -> tuple[Any, ...]:
