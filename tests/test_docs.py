@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 #: Modules that users need not import: what they have for them is in torchconv.__all__.
 INTERNAL = {
-    "_torch_private", "activations", "autocast", "autograd", "conversion", "diagnose", "distributed", "expanded_weights", "exporting", "fake", "folding", "geometry",
+    "_torch_private", "activations", "autocast", "autograd", "conversion", "diagnose", "distributed", "expanded_weights", "exporting", "fake", "flops", "folding", "geometry",
     "implementations", "module", "modules", "operators", "per_sample", "pooling", "quantized", "recording", "runtime",
     "tables", "vmap",
 }  # fmt: skip

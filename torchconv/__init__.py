@@ -11,7 +11,7 @@ except ImportError as error:
 
     raise ImportError(diagnosis(error)) from error
 
-from torchconv import _torch_private, autocast, fake, functional, quantized, vmap  # noqa: F401
+from torchconv import _torch_private, autocast, fake, flops, functional, quantized, vmap  # noqa: F401
 from torchconv.conversion import Report, convert, converting, revert
 from torchconv.explanation import Explanation, explain
 from torchconv.functional import conv1d, conv2d, conv_transpose2d

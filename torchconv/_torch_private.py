@@ -130,6 +130,16 @@ if suggest_memory_format is None:
         return torch.channels_last
 
 
+# --------------------------------------------------------------------------------------------------------------- layers
+
+nn = torch.nn
+#: What isinstance takes for all convolutions, and for all batch normalizations.
+ConvNd: Any = find("torch.nn.modules.conv", "_ConvNd") or (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+BatchNorm: Any = find("torch.nn.modules.batchnorm", "_BatchNorm") or (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 #: torchconv.explain needs these three. There is no other way.
 FakeTensorMode: Any = find("torch._subclasses.fake_tensor", "FakeTensorMode")
 TorchDispatchMode: Any = find("torch.utils._python_dispatch", "TorchDispatchMode") or object

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from torchconv import _C, folding, tables
+from torchconv import _C, _torch_private, folding, tables
 from torchconv.fake import FLOATS
 from torchconv.module import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
 from torchconv.modules import qualified_name, unwrapped
@@ -215,7 +214,7 @@ def is_ours(layer: nn.Module) -> bool:
 
 def is_convolution(layer: nn.Module) -> bool:
     """Whether it is a convolution of torch.nn, or by its name one of another kind: quantized, compiled, ..."""
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, _torch_private.ConvNd):
         return True
     name, weight = class_name(layer), stored(layer, "weight")
     is_matrix = isinstance(weight, Tensor) and weight.dim() < 3  # as in the Conv1D of transformers

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from torchconv._torch_private import suggest_memory_format
-from torchconv.operators import OPERATORS, Operator, ops
+from torchconv.operators import ops
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -196,17 +195,3 @@ def conv2d_grad_weight(
     check_groups(w_size, groups)
     check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape, w_size, stride, padding, dilation)])
     return result(x, y, w_size)
-
-
-def register_flops(operator: Operator) -> None:
-    """The multiplications of all operators are those of the convolution."""
-
-    def flops(a: Any, b: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-        slots = operator.slots(a, b, out_shape)
-        return conv_flop_count(slots["x"], slots["w"], slots["y"])
-
-    register_flop_formula(getattr(ops, operator.name))(flops)
-
-
-for operator in OPERATORS:
-    register_flops(operator)

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchconv._torch_private import BatchNorm, ConvNd
 from torchconv.module import Conv1d, Conv2d, replaced_method
 from torchconv.modules import left_alone, qualified_name, shallow_copy
 
@@ -52,7 +51,7 @@ class Tracer(fx.Tracer):
     """Convolutions and batch normalisations are single calls, whatever their class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, (_ConvNd, _BatchNorm)) or type(m).__module__.startswith("torchconv.")
+        own = isinstance(m, (ConvNd, BatchNorm)) or type(m).__module__.startswith("torchconv.")
         return own or super().is_leaf_module(m, module_qualified_name)
 
 
