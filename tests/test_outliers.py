@@ -97,6 +97,19 @@ def test_a_bright_half(row, op, case):
         assert_within_bound(op, case, tensors, row)
 
 
+@rows
+@pytest.mark.parametrize("op", [*OPS, "conv2d_grad_weight"])
+@pytest.mark.parametrize("tiny", [0, 1, 2], ids=["x", "w", "y"])
+def test_tiny_elements(row, op, tiny):
+    """Transforms that underflow, beside a large operand."""
+    dtype = torch.bfloat16 if row.startswith("cpu.avx512_bf16") else torch.float32
+    # No element is subnormal: those count as zeros in any case.
+    tensors = [tensor.sign() * (1 + tensor.abs()) for tensor in operands(PLAIN, torch.float32)]
+    tensors = [(tensor * (2e-38 if i == tiny else 1e10)).to(dtype) for i, tensor in enumerate(tensors)]
+    tensors[tiny][0] *= 3
+    assert_within_bound(op, PLAIN, tensors, row)
+
+
 def spread(pattern: str, x: Tensor, fill: float) -> Tensor:
     """x with outliers."""
     rows, cols = torch.arange(x.shape[2])[:, None], torch.arange(x.shape[3])

@@ -549,7 +549,7 @@ void correlate(const Correlation& conv, const Plan<E, S>& plan, const S* x, cons
   call.run(0, call.panels(), plan.blocks);
 }
 
-// Blocks of at most plan.blocks.pixels() pixels each.
+// Small blocks: about as large as those of a plan, or smaller.
 struct ListOfBlocks {
   std::span<const Block> blocks;
 

@@ -314,7 +314,7 @@ void grad_weight_by_groups(const Conv& conv, const S* x, const S* y, S* w, const
   Scratch scratch;
   const TileGroupTasks<S> tasks(conv, scratch);
   parallel_for(tasks.groups.count * tasks.blocks, tasks.work(), [&](int64_t task) { tasks.run(task, x, y, w, guard); });
-  if (!tasks.all_m) return;
+  if (!tasks.all_m || guard.out_of_range()) return;
   parallel_for(conv.K, double(tasks.groups.count) * tasks.filter_pitch, [&](int64_t k) { tasks.reduce(k, w); });
 }
 

@@ -55,7 +55,8 @@ class WeightGuard {
   bool is_within_bound(const S* x, const S* y) const {
     if (out_of_range()) return false;
     for (int64_t group = 0; group < conv_.groups; ++group) {
-      const double limit = largest_products(group) / max_spread;
+      const double products = largest_products(group), limit = products / max_spread;
+      if (!(products < max_products)) return false;
       const auto enough = [&](int64_t step) {
         return exceeds(group, x, y, std::clamp<int64_t>(lines() * tile_cols_ / min_tiles, 1, step), limit);
       };
@@ -67,7 +68,8 @@ class WeightGuard {
  private:
   // Lines share the notes of a larger number of lines, which are then upper bounds.
   static constexpr int64_t max_notes = 1 << 16;
-  // Every 29th tile is looked at, then every 5th (primes, to meet all columns), or more of few tiles.
+  static constexpr double max_products = 0x1p100;  // sums of transformed tiles stay below 2^111
+  // One of 29 tiles is looked at, then one of 5, or more of few tiles.
   static constexpr int64_t steps[] = {29, 5}, min_tiles = 8;
   static constexpr int64_t max_tasks = 256;  // of a sum
 
@@ -90,21 +92,22 @@ class WeightGuard {
     double sum = 0;
     for (int64_t line = 0; line < lines(); ++line) {
       const int64_t i = (group * lines() + line) % count_;
-      sum += double(tile_cols_) * value_of<T>(largest_x_[i]) * value_of<T>(largest_y_[i]);
+      sum += double(tile_cols_) * error_scale<T>(largest_x_[i]) * error_scale<T>(largest_y_[i]);
     }
     return sum;
   }
 
-  // Whether, for each tap, the sum over the output pixels of every `step`-th tile of |x||y| is at least `limit`.
+  // Whether, for each tap, the sum over the output pixels of one of every `step` tiles of |x||y| is at least `limit`.
   bool exceeds(int64_t group, const S* x, const S* y, int64_t step, double limit) const {
     using Sums = double[9];
-    const int64_t tiles = ceil_div(lines() * tile_cols_, step), tasks = std::min(tiles, max_tasks);
+    constexpr int64_t prime = 7919;  // picks another one of each `step` tiles, to meet all columns
+    const int64_t tiles = lines() * tile_cols_, picked = ceil_div(tiles, step), tasks = std::min(picked, max_tasks);
     Scratch scratch;
     Sums* sums = scratch.take<Sums>(tasks);
     std::memset(sums, 0, tasks * sizeof(Sums));
-    parallel_for(tasks, double(tiles) / tasks * 36 * (conv_.C_per_group() + conv_.K_per_group()), [&](int64_t task) {
-      for (int64_t i = split_begin(tiles, tasks, task); i < split_begin(tiles, tasks, task + 1); ++i)
-        add_products(group, i * step, x, y, sums[task]);
+    parallel_for(tasks, double(picked) / tasks * 36 * (conv_.C_per_group() + conv_.K_per_group()), [&](int64_t task) {
+      for (int64_t i = split_begin(picked, tasks, task); i < split_begin(picked, tasks, task + 1); ++i)
+        add_products(group, std::min(i * step + i * prime % step, tiles - 1), x, y, sums[task]);
     });
     for (int64_t task = 1; task < tasks; ++task)
       for (int tap = 0; tap < 9; ++tap) sums[0][tap] += sums[task][tap];

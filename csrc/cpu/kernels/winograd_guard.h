@@ -4,11 +4,12 @@
 // the window of an output. A tile is therefore an outlier tile, and is computed directly (gemm), if
 //
 //   - the largest |element| of its patch exceeds max_spread times that of the window of one of its outputs, or
-//   - an element is not below max_magnitude: not finite, or so large that a transformed tile could overflow.
+//   - an element is not below max_magnitude: not finite, or so large that a transformed tile could overflow, or
+//   - all elements are so small that transforms underflow.
 //
 // Both depend on the tile alone, and all input channels of the group. Then, for every output of the other tiles,
 // |error| <= c eps max_spread max|x| sum|w|, over the output's own window and filter (docs/numbers.md derives c). A
-// correlation with a weight that is not below max_magnitude is computed directly as a whole.
+// correlation with weights out of this range is computed directly as a whole.
 //
 // While patches are transformed, tiles are suspected by cheap tests that no outlier tile passes: first the largest
 // element of a line of tiles is compared to those at the centers of its tiles, then, if need be, each tile is tested
@@ -20,9 +21,20 @@ namespace winograd {
 constexpr double max_spread = 16;
 constexpr double max_magnitude = 0x1p50;  // of x and of w: products of transforms stay below 2^120
 
+// Transformed elements below the smallest normal number become zero. Beside elements of at least this magnitude, that
+// is no more than rounding.
+template <class T>
+constexpr T min_magnitude = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+
 template <class T>
 bool is_in_range(Magnitude<T> bits) {
   return bits < magnitude(T(max_magnitude));
+}
+
+// What the rounding errors of transforms are relative to, for the largest magnitude.
+template <class T>
+T error_scale(Magnitude<T> largest) {
+  return largest == 0 ? T(0) : std::max(value_of<T>(largest), min_magnitude<T>);
 }
 
 // Whether max_spread times one of `count` |elements| is at least `largest`.
@@ -53,7 +65,7 @@ bool is_outlier(const Magnitude<T>* pixels, int64_t pitch, int64_t rows, int64_t
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j)
       smallest = std::min(smallest, std::max({across[i][j], across[i + 1][j], across[i + 2][j]}));
-  return !is_in_range<T>(largest) || !(T(max_spread) * value_of<T>(smallest) >= value_of<T>(largest));
+  return !is_in_range<T>(largest) || !(T(max_spread) * value_of<T>(smallest) >= error_scale<T>(largest));
 }
 
 // The first and the last row (or column) of two of a patch, one of which is in the window of each of a tile's `outputs`
@@ -88,7 +100,7 @@ class Guard {
 
   // Notes the largest magnitude of some weights.
   void check_weights(Magnitude<T> largest) const {
-    if (!is_in_range<T>(largest)) mark(weights_out_of_range_);
+    if (!is_in_range<T>(largest) || error_scale<T>(largest) != value_of<T>(largest)) mark(weights_out_of_range_);
   }
 
   int64_t tiles_per_group() const { return conv_.N * tile_rows_ * tile_cols_; }
@@ -102,7 +114,9 @@ class Guard {
 
   bool weights_out_of_range() const { return weights_out_of_range_; }
   bool suspects_any() const { return std::find(suspects_, suspects_ + count_, 1) != suspects_ + count_; }
-  bool suspects(int64_t group, int64_t tile) const { return suspects_[(group * tiles_per_group() + tile) % count_]; }
+  bool suspects(int64_t group, int64_t tile) const {
+    return __atomic_load_n(&suspects_[(group * tiles_per_group() + tile) % count_], __ATOMIC_RELAXED);
+  }
 
   // Whether all suspects are outlier tiles.
   bool is_exact() const { return is_exact_; }
@@ -136,7 +150,7 @@ class Guard {
   // Whether the elements are in range, and max_spread times the |element| at each center is at least the largest one.
   bool every_center_reaches(const Tiles& line, const LinePatch<T>& patch) const {
     if (!is_in_range<T>(patch.largest)) return false;
-    const auto largest = broadcast(value_of<T>(patch.largest));
+    const auto largest = broadcast(error_scale<T>(patch.largest));
     const Centers rows(outputs_down(line));
     for (int64_t col = 0; col < line.cols; ++col) {
       const Centers columns(outputs_across(line, col));
