@@ -75,7 +75,7 @@ KERNELS = [
     Kernel("winograd_phases", "the later phases of a dilated problem read one pixel too early", "kernels/winograd.h", "first = position + axis.pad * D;", "first = position + axis.pad * D - (BROKEN && offset > 1);"),
     Kernel("winograd_outliers", "tiles with outliers are not computed directly", "kernels/winograd_guard.h", "if (found > 0) gemm", "if (found > 0 && !BROKEN) gemm"),
     Kernel("winograd_centers", "an outlier is compared to the centers of the first tile of its line alone", "kernels/winograd_guard.h", "for (int64_t col = 0; col < line.cols; ++col) {\n      const Centers columns", "for (int64_t col = 0; col < (BROKEN ? 1 : line.cols); ++col) {\n      const Centers columns"),
-    Kernel("winograd_weights", "weights out of range are not computed directly", "kernels/winograd_guard.h", "if (!is_in_range<T>(largest)) mark", "if (!is_in_range<T>(largest) && !BROKEN) mark"),
+    Kernel("winograd_weights", "weights out of range are not computed directly", "kernels/winograd_guard.h", "mark(weights_out_of_range_);", "if (!BROKEN) mark(weights_out_of_range_);"),
     Kernel("winograd_grad_weight_outliers", "the gradient of weights is not computed directly if it has outliers", "kernels/winograd_grad_weight.h", "if (!guard.is_within_bound(x, y)) gemm", "if (!BROKEN && !guard.is_within_bound(x, y)) gemm"),
     Kernel("spatial_tail", "the last pixel of a row is missing", "kernels/spatial.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
     Kernel("spatial_pieces", "the sums over earlier taps are lost", "kernels/spatial.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
