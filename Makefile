@@ -19,7 +19,7 @@ $(BIN)/.installed: $(BIN)/.built requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-demo: $(BIN)/.built  ## feature maps of two photographs, and a CNN trained beside torch's: pictures in demo/
+demo: $(BIN)/.built  ## feature maps of two photographs, and a CNN trained with torch's layers and with ours: pictures in demo/
 	$(BIN)/python -m torchconv
 	$(BIN)/python examples/feature_maps.py --out demo
 	$(BIN)/python examples/digits.py --out demo
@@ -46,7 +46,7 @@ breakages: $(BIN)/.installed  ## break the kernels on purpose, one way at a time
 
 SECONDS ?= 600
 SEED ?= 0
-fuzz: $(BIN)/.installed  ## random problems on every implementation, beside torch: make fuzz SECONDS=600 SEED=0
+fuzz: $(BIN)/.installed  ## random problems on every implementation, compared with torch: make fuzz SECONDS=600 SEED=0
 	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 kernels: $(BIN)/.installed  ## the kernels without Python, each tensor at the edge of a page
@@ -80,18 +80,18 @@ lint: $(BIN)/.installed  ## ruff, mypy --strict, clang-format
 	mypy
 	clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h' 'tests/emulation/*.h')
 
-format: $(BIN)/.installed  ## the same, mended
+format: $(BIN)/.installed  ## fix what lint finds, where a tool can
 	ruff check --fix .
 	ruff format .
 	clang-format -i $$(git ls-files 'csrc/*' 'tests/native/*.cpp' 'tests/native/*.h' 'tests/emulation/*.h')
 
-overhead: $(BIN)/.installed  ## what a call costs, beside torch.nn.Conv2d
+overhead: $(BIN)/.installed  ## the overhead of a call, compared with torch.nn.Conv2d
 	$(BIN)/python benchmarks/overhead.py
 
-bench: $(BIN)/.installed  ## every layer of the networks beside torch: benchmarks/results/, the table of docs/speed.md, a plot
+bench: $(BIN)/.installed  ## every layer of the networks, compared with torch: benchmarks/results/, the table of docs/speed.md, a plot
 	$(BIN)/python benchmarks/bench.py --out benchmarks/results/bench --page docs/speed.md --plot docs/images/benchmark.png
 
-models: $(BIN)/.installed  ## whole networks of torchvision beside torch: benchmarks/results/
+models: $(BIN)/.installed  ## whole networks of torchvision, compared with torch: benchmarks/results/
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python benchmarks/bench_models.py --out benchmarks/results/models --plot docs/images/networks.png
 

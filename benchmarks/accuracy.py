@@ -81,7 +81,7 @@ class Problem(NamedTuple):
     def precise(self) -> tuple[np.ndarray, np.ndarray]:
         """The sums, and those of the absolute values of their products, in long double."""
         x, w, groups = self.a.double(), self.b.double(), self.groups
-        if self.op == "conv2d_grad_input":  # a correlation of y with the turned kernel
+        if self.op == "conv2d_grad_input":  # a correlation of y with the flipped kernel
             K, c, R, S = w.shape
             w = w.view(groups, K // groups, c, R, S).transpose(1, 2).flip(3, 4).reshape(groups * c, K // groups, R, S)
         elif self.op == "conv2d_grad_weight":  # a correlation of x with y, whose channels are the batch
