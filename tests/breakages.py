@@ -64,7 +64,7 @@ RESULTS = {
 
 KERNELS = [
     Kernel("gemm_blocks", "the sums over earlier blocks of channels are lost", "kernels/gemm.h", "product.from = channel_block > 0 ? before", "product.from = channel_block > 0 && !BROKEN ? before"),
-    Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "kernels/gemm.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
+    Kernel("gemm_pieces", "the sums over earlier pieces of a window are lost", "kernels/gemm_tiles.h", "if (i > 0) product.from = waiting;", "if (i > 0 && !BROKEN) product.from = waiting;"),
     Kernel("gemm_half_panel", "the second half of a panel of weights is read from elsewhere", "kernels/gemm.h", "product.lane = (panel - panels_.begin) * call_.NR;", "product.lane = (panel - panels_.begin) * (BROKEN ? lanes<S> : call_.NR);"),
     Kernel("gemm_chunks", "the gradient of weights lacks the last chunk", "kernels/gemm_grad_weight.h", "reduce_chunks(total, size, plan.chunks,", "reduce_chunks(total, size, plan.chunks - BROKEN,"),
     Kernel("grouped_bias", "all vectors of channels have the bias of the first", "kernels/grouped.h", "epilogue.at(v * lanes<S>)", "epilogue.at((BROKEN ? 0 : v) * lanes<S>)"),

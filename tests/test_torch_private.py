@@ -86,6 +86,9 @@ class Mode(torch.utils._python_dispatch.TorchDispatchMode):
 with Mode():
     layer(x.float())
 assert any("torchconv" in name for name in seen)
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
+fused = torchconv.convert(net, fold_batchnorm=True, fold_activation=True).model
+close(fused(x.float()), net(x.float()), rtol=1e-4, atol=1e-5)
 if private.has_recording:
     torchconv.explain(layer, (1, 3, 9, 9))
 else:
@@ -93,7 +96,7 @@ else:
         torchconv.explain(layer, (1, 3, 9, 9))
     except RuntimeError as error:
         assert "torchconv.explain cannot record" in str(error)
-print("fast path", torchconv.implementations.__module__ and private.has_fast_path)
+print("fast path", private.has_fast_path)
 """
 
 
@@ -118,6 +121,7 @@ def test_private_names_stand_in_one_file():
     """But for ExpandedWeights, which are private as a whole, and are registered only where they are in use."""
     private = re.compile(
         r"torch\._(?!_version__|check\()\w+|from torch(?!conv)\S*\._|torch\.\w+\._\w+|forward_ad\._|\._after"
+        r"|from torch(?!conv)\S* import _"
     )
     for path in sorted(PACKAGE.glob("*.py")):
         if path.name not in ("_torch_private.py", "expanded_weights.py"):

@@ -190,9 +190,10 @@ def publicly_differentiable(
     )
 
     def call(*inputs: Any) -> Tensor:
-        if not is_compiling():
-            register_sharding()
-        if is_compiling() or autocast_is_active():  # autocast is below the Function, and above the operator's autograd
+        if is_compiling():
+            return run(op, *inputs)
+        register_sharding()
+        if autocast_is_active():  # it is below the Function, and above the operator's autograd
             return run(op, *inputs)
         return function.apply(*inputs)  # type: ignore[no-any-return]
 

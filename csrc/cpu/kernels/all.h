@@ -20,7 +20,13 @@
 
 #include "../pack/weights.h"
 
+#include "gemm_plan.h"
+
+#include "gemm_tiles.h"
+
 #include "gemm.h"
+
+#include "gemm_grad_weight_plan.h"
 
 #include "gemm_grad_weight.h"
 
