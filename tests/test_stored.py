@@ -1,0 +1,34 @@
+"""Files that earlier versions wrote can be read, and compute the same: whole modules, state_dicts, exported programs."""
+
+import pytest
+import torch
+from stored_models import FOLDER, MODELS, layers
+
+VERSIONS = sorted(folder.name for folder in FOLDER.iterdir())
+
+
+def expected(version, name="layers"):
+    return torch.load(FOLDER / version / f"{name}_expected.pt")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_stored_modules(version, name):
+    x, y = expected(version, name)
+    model = torch.load(FOLDER / version / f"{name}.pt", weights_only=False)
+    torch.manual_seed(1)  # for the weights of lazy layers
+    torch.testing.assert_close(model(x), y)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_stored_state_dicts(version):
+    x, y = expected(version)
+    model = layers()
+    model.load_state_dict(torch.load(FOLDER / version / "state_dict.pt"))
+    torch.testing.assert_close(model(x), y)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_stored_programs(version):
+    x, y = expected(version)
+    torch.testing.assert_close(torch.export.load(FOLDER / version / "exported.pt2").module()(x), y)
