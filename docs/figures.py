@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import torchconv
-from torchconv.geometry import same_padding
+from torchconv.padding import same_padding
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

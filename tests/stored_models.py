@@ -1,6 +1,6 @@
 """Models as files of earlier versions hold them: tests/stored has one folder for each version. Write this version's with
 
-    python tests/stored_models.py
+python tests/stored_models.py
 """
 
 from pathlib import Path

@@ -9,7 +9,8 @@ from grid import FAST, OPS, supported
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchconv
-from torchconv import autograd, functional
+from torchconv import functional
+from torchconv._ops import autograd
 
 #: As few elements as each geometry can do with: a gradgradcheck evaluates for each pair of them.
 CHECKED = [

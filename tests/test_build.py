@@ -14,7 +14,7 @@ from torch.utils import cpp_extension
 
 import torchconv
 from torchconv import _C
-from torchconv.diagnose import diagnosis
+from torchconv._diagnose import diagnosis
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ from test_numbers import SELECTED, places, spreads
 from torch import nn
 
 import torchconv
-from torchconv import _C, Conv2d, autograd, functional
+from torchconv import _C, Conv2d, functional
+from torchconv._ops import autograd
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or _C.build_info()["cuda"] == "no", reason="needs a GPU, and a build with CUDA"

@@ -6,8 +6,8 @@ import sys
 import pytest
 from torch.distributed.tensor import Partial, Replicate, Shard
 
+from torchconv._ops.table import BY_NAME, OPERATORS
 from torchconv.distributed import strategies
-from torchconv.operators import BY_NAME, OPERATORS
 
 R = Replicate()
 

@@ -19,12 +19,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
-#: Modules that users need not import: what they have for them is in torchconv.__all__.
-INTERNAL = {
-    "_torch_private", "activations", "autocast", "autograd", "conversion", "diagnose", "distributed", "expanded_weights", "exporting", "fake", "flops", "folding", "geometry",
-    "implementations", "module", "modules", "operators", "per_sample", "pooling", "quantized", "recording", "runtime",
-    "tables", "vmap",
-}  # fmt: skip
+#: Modules whose public names are in torchconv.__all__.
+INTERNAL = {"activations", "distributed", "layers", "padding", "pooling", "registry"}
 
 
 def public_names(module: Path) -> list[str]:

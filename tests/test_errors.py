@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d, functional
-from torchconv.fake import FLOATS
+from torchconv._ops.fake import FLOATS
 
 ops = torch.ops.torchconv
 HUGE = 2**62

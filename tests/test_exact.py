@@ -7,7 +7,7 @@ import torch
 from cases import CASES, WIDE, arrange, device_of, integer_problem, integers
 from torch.autograd import gradcheck
 
-from torchconv import autograd
+from torchconv._ops import autograd
 
 # The largest integer up to which every integer has a number of its own.
 EXACT = {torch.float64: 2**53, torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**11}

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d, explain
-from torchconv.explanation import HEAD
+from torchconv.models.explain import HEAD
 
 
 def network():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import torchconv
 from torchconv import functional
-from torchconv.geometry import explicit_padding, same_padding
+from torchconv.padding import explicit_padding, same_padding
 
 # size, kernel, stride, dilation -> (before, after), output size: from TensorFlow's documentation and by its formula.
 TF_TABLE = [

@@ -17,7 +17,7 @@ from torch.export import Dim
 import torchconv
 import torchconv.onnx
 from torchconv import Conv1d, Conv2d, ConvTranspose2d
-from torchconv.geometry import four_sided
+from torchconv.padding import four_sided
 
 # The exporter's own.
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in (".*LeafSpec", "# 'dynamic_shapes'")]

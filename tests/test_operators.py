@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchconv.onnx
-from torchconv.operators import BILINEAR, BY_NAME, OPERATORS, SLOTS
+from torchconv._ops.table import BILINEAR, BY_NAME, OPERATORS, SLOTS
 
 SIZES = {"x": [2, 4, 6, 7], "w": [6, 2, 3, 2], "y": [2, 6, 5, 4]}
 GEOMETRY = {"stride": [1, 2], "padding": [0, 1, 2, 0], "dilation": [1, 2], "groups": 2}

@@ -1,8 +1,12 @@
 """Files that earlier versions wrote can be read, and compute the same: whole modules, state_dicts, exported programs."""
 
+import importlib
+
 import pytest
 import torch
 from stored_models import FOLDER, MODELS, layers
+
+import torchconv
 
 VERSIONS = sorted(folder.name for folder in FOLDER.iterdir())
 
@@ -32,3 +36,19 @@ def test_stored_state_dicts(version):
 def test_stored_programs(version):
     x, y = expected(version)
     torch.testing.assert_close(torch.export.load(FOLDER / version / "exported.pt2").module()(x), y)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "name"),
+    [
+        ("module", "Conv2d"),
+        ("conversion", "Report"),
+        ("folding", "fold"),
+        ("explanation", "Explanation"),
+        ("implementations", "use"),
+    ],
+)
+def test_earlier_names_of_modules(earlier, name):
+    module = importlib.import_module(f"torchconv.{earlier}")
+    assert callable(getattr(module, name))
+    assert earlier == "implementations" or getattr(torchconv, earlier) is module  # that is a function, too

@@ -123,7 +123,7 @@ def test_private_names_stand_in_one_file():
         r"torch\._(?!_version__|check\()\w+|from torch(?!conv)\S*\._|torch\.\w+\._\w+|forward_ad\._|\._after"
         r"|from torch(?!conv)\S* import _"
     )
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         if path.name not in ("_torch_private.py", "expanded_weights.py"):
             found = private.findall(path.read_text())
             assert [name for name in found if name != "torch._C"] == [], path.name

@@ -10,7 +10,7 @@ from cases import CASES, integers
 
 import torchconv
 from torchconv import Conv2d, explain
-from torchconv.implementations import checked
+from torchconv.registry import checked
 
 GEOMETRY = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
 CPU = [row.name for row in torchconv.implementations() if row.device == "cpu" and row.available]

@@ -31,7 +31,7 @@ def chosen(
     dilation: Sequence[int], groups: int, device: str, implementation: str, /,
 ) -> Choice: ...  # fmt: skip
 
-# The operators without the dispatcher; None if a tensor cannot be read in place. geometry: torchconv.autograd.Geometry.
+# The operators without the dispatcher; None if a tensor cannot be read in place. geometry: _ops.autograd.Geometry.
 def conv2d(x: Tensor, w: Tensor, size: None, geometry: tuple[Any, ...]) -> Tensor | None: ...
 def conv2d_bias_act(
     x: Tensor, w: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], activation: str, slope: float

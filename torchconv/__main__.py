@@ -6,7 +6,7 @@ import sys
 import torch
 
 import torchconv
-from torchconv import _C, tables
+from torchconv import _C, _tables
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     for name, value in facts.items():
         print(f"{name:14} {value}")
     rows = [(row.name, "yes" if row.available else "no", ", ".join(row.ops)) for row in torchconv.implementations()]
-    print(f"\n{tables.as_text([('implementation', 'available', 'operators'), *rows], '<<<')}")
+    print(f"\n{_tables.as_text([('implementation', 'available', 'operators'), *rows], '<<<')}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
-from torchconv.operators import OPERATORS, SLOTS, Operator
+from torchconv._ops.table import OPERATORS, SLOTS, Operator
 
 Placement = Replicate | Shard | Partial
 Strategy = tuple[list[Placement], list[Placement | None]]

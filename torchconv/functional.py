@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import _C, autograd, exporting, fake, quantized
+from torchconv import _C
+from torchconv._ops import autograd, fake, onnx_export, quantized
 from torchconv._torch_private import functorch_is_active
 from torchconv.activations import ACTIVATIONS, check_activation
-from torchconv.geometry import Padding, as_ints, beside_one_row, four_sided, pair, single, transposed_size
-from torchconv.implementations import choice
+from torchconv.padding import Padding, as_ints, beside_one_row, four_sided, pair, single, transposed_size
+from torchconv.registry import choice
 
 
 def conv2d(
@@ -91,8 +92,8 @@ def conv2d(
         )
     strides, dilations = pair("stride", stride), pair("dilation", dilation)
     sides, groups = four_sided(padding, input, weight, strides, dilations), as_ints(groups)
-    if exporting.for_onnx():
-        return exporting.conv2d(input, weight, bias, strides, sides, dilations, groups, name, negative_slope)
+    if onnx_export.for_onnx():
+        return onnx_export.conv2d(input, weight, bias, strides, sides, dilations, groups, name, negative_slope)
     geometry = (strides, sides, dilations, groups, choice.name)
     check_types(bias, "conv2d")
     try:
@@ -220,7 +221,7 @@ def conv_transpose2d(
         return overridden(
             conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
-    if input.is_mkldnn or exporting.for_onnx():
+    if input.is_mkldnn or onnx_export.for_onnx():
         return torch.nn.functional.conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )  # fmt: skip
@@ -344,7 +345,7 @@ def overridden(function: Callable[..., Any], *args: Any, **options: Any) -> Tens
     if has_torch_function(args):
         if "torch.nn.utils._expanded_weights" in sys.modules:
             with suppress(ImportError):  # it is torch's own affair
-                from torchconv import expanded_weights  # noqa: F401
+                from torchconv._ops import expanded_weights  # noqa: F401
         result: Tensor = handle_torch_function(function, args, *args, **options)
         return result
     name, value = ("weight", args[1]) if isinstance(args[0], Tensor) else ("input", args[0])

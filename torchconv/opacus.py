@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from torchconv._ops.per_sample import convolution
 from torchconv.activations import ACTIVATIONS
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.module import Conv1d, Conv2d, ConvTranspose2d, padded
-from torchconv.per_sample import convolution
+from torchconv.layers import Conv1d, Conv2d, ConvTranspose2d, padded
 
 try:
     from opacus.grad_sample import register_grad_sampler

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from torchconv.functional import overridden
-from torchconv.geometry import as_ints, is_same, pair, same_padding
+from torchconv.padding import as_ints, is_same, pair, same_padding
 
 
 def known_padding(padding: Any) -> Any:

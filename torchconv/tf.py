@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torchconv import autograd, functional
-from torchconv.geometry import as_ints, same_padding
-from torchconv.implementations import choice
+from torchconv import functional
+from torchconv._ops import autograd
+from torchconv.padding import as_ints, same_padding
+from torchconv.registry import choice
 
 __all__ = ["conv2d", "conv2d_transpose", "depthwise_conv2d"]
 
@@ -219,7 +220,7 @@ def spatial(name: str, values: Any, data_format: str) -> tuple[Any, ...]:
 
 
 def explicit(padding: Any, data_format: str) -> Any:
-    """One of the forms of torchconv.geometry.Padding."""
+    """One of the forms of torchconv.padding.Padding."""
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME', 'VALID' or explicit, but got {padding!r}")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from torchconv import tables
+from torchconv import _tables
 from torchconv._torch_private import FakeTensorMode, has_recording
-from torchconv.implementations import selection
-from torchconv.modules import left_alone, unwrapped
-from torchconv.recording import Allocations, Call, Problem, Recorder, Scratch, first_tensor
+from torchconv.models.module_state import left_alone, unwrapped
+from torchconv.models.record import Allocations, Call, Problem, Recorder, Scratch, first_tensor
+from torchconv.registry import selection
 
 Shape = tuple[int, ...]
 
@@ -182,10 +182,10 @@ class Explanation:
         return "\n".join([memory, *reasons])
 
     def __repr__(self) -> str:
-        return f"{tables.as_text([HEAD, *self._rows], ALIGNS)}\n{self._below}"
+        return f"{_tables.as_text([HEAD, *self._rows], ALIGNS)}\n{self._below}"
 
     def _repr_html_(self) -> str:
-        return tables.as_html(HEAD, self._rows, ALIGNS, self._below)
+        return _tables.as_html(HEAD, self._rows, ALIGNS, self._below)
 
     def plot(self, path: Any = None) -> Any:
         """Draw memory and FLOPs of each layer.

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 
 from torchconv.activations import ACTIVATIONS, check_activation
 from torchconv.functional import conv1d, conv2d, conv_transpose2d, overridden, same_padded
-from torchconv.geometry import (
+from torchconv.models.module_state import shallow_copy
+from torchconv.padding import (
     Padding,
     as_ints,
     as_padding,
@@ -23,7 +24,6 @@ from torchconv.geometry import (
     is_same,
     same_padding,
 )
-from torchconv.modules import shallow_copy
 
 
 def torchs(function: Any) -> Any:

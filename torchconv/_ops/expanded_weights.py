@@ -16,9 +16,9 @@ from torch.nn.utils._expanded_weights.expanded_weights_utils import (
     unpack_expanded_weight_or_tensor,
 )
 
+from torchconv._ops.per_sample import convolution
 from torchconv.activations import ACTIVATIONS
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
-from torchconv.per_sample import convolution
 
 
 class PerSample(torch.autograd.Function):

@@ -15,10 +15,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from torchconv import _C, _torch_private, folding, tables
-from torchconv.fake import FLOATS
-from torchconv.module import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
-from torchconv.modules import qualified_name, unwrapped
+from torchconv import _C, _tables, _torch_private
+from torchconv._ops.fake import FLOATS
+from torchconv.layers import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
+from torchconv.models.fold import Convert, fold
+from torchconv.models.module_state import qualified_name, unwrapped
 
 #: What the layers of torch.nn become, and what lazy ones become when their first input has come.
 OURS: dict[type, type] = {nn.Conv2d: Conv2d, nn.Conv1d: Conv1d, nn.ConvTranspose2d: ConvTranspose2d}
@@ -64,7 +65,7 @@ class Report:
         rows = [(name, kind, ", ".join(self.folded.get(name, ())), "") for name, kind in kinds.items()]
         rows += [(name or "(the model)", "", "", reason) for name, reason in self.left.items()]
         head = "layer", "changed into", "folded in", "left, since"
-        return tables.as_html(head, rows, "<<<<", "\n".join(str(self).split("\n")[len(rows) :]))
+        return _tables.as_html(head, rows, "<<<<", "\n".join(str(self).split("\n")[len(rows) :]))
 
     def __str__(self) -> str:
         kinds = {name: type(self.model.get_submodule(name)).__name__ for name in self.folded} | self.changed
@@ -118,7 +119,7 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
     if fold_activation or fold_batchnorm:
         if unwrapped(model) is not model:
             raise ValueError(f"fold before the model is wrapped or compiled, but got {type(model).__name__}")
-        report.model, reason = folding.fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
+        report.model, reason = fold(model, convert_into(report), report.folded, fold_activation, fold_batchnorm)
         if reason is not None:
             report.note = f"nothing is folded, since torch.fx cannot trace the model: {reason}"
     else:
@@ -181,7 +182,7 @@ def converting() -> Iterator[Report]:
         report.note = hint(report)
 
 
-def convert_into(report: Report) -> folding.Convert:
+def convert_into(report: Report) -> Convert:
     """A function of a name and a layer, which converts the layer, if it can, and writes to the report what it did."""
 
     def write(name: str, layer: nn.Module) -> bool:

@@ -13,8 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchconv._torch_private import BatchNorm, ConvNd
-from torchconv.module import Conv1d, Conv2d, replaced_method
-from torchconv.modules import left_alone, qualified_name, shallow_copy
+from torchconv.layers import Conv1d, Conv2d, replaced_method
+from torchconv.models.module_state import left_alone, qualified_name, shallow_copy
 
 F = torch.nn.functional
 Convert = Callable[[str, nn.Module], bool]

@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchconv import _C
+from torchconv._ops.table import BILINEAR, BY_NAME, ops
 from torchconv._torch_private import TorchDispatchMode, tree_iter
-from torchconv.operators import BILINEAR, BY_NAME, ops
 
 aten = torch.ops.aten
 
@@ -99,7 +99,7 @@ def lstm_flops(x: Any, w_input: Any, w_hidden: Any, *rest: Any, out_shape: Any =
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
-    """Records the calls of all modules of a model, by hooks that it leaves there (see torchconv.modules.left_alone).
+    """Records the calls of all modules of a model, by hooks that it leaves there (see module_state.left_alone).
 
     `state`: the parameters and buffers of the model, which nobody has to save.
     """

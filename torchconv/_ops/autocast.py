@@ -1,6 +1,6 @@
 """torch.autocast: the forward operators run in its lower precision, like torch's own convolutions.
 
-Derivatives of every order have the dtype of what they are derivatives of (torchconv.autograd.without_autocast).
+Derivatives of every order have the dtype of what they are derivatives of (autograd.without_autocast).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchconv import _torch_private
-from torchconv.operators import OPERATORS, library
+from torchconv._ops.table import OPERATORS, library
 
 
 def register(op: Any, device_type: str, key: str, tensors: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from torchconv.operators import OPERATORS, library
+from torchconv._ops.table import OPERATORS, library
 
 
 def refuse(input: Tensor, *args: Any, **kwargs: Any) -> NoReturn:

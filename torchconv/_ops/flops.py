@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from torchconv.operators import OPERATORS, Operator, ops
+from torchconv._ops.table import OPERATORS, Operator, ops
 
 
 def register_flops(operator: Operator) -> None:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchconv import autograd
+from torchconv._ops import autograd
 from torchconv.functional import conv1d, conv_transpose2d
-from torchconv.geometry import Padding, beside_one_row, four_sided, pair, single
-from torchconv.implementations import choice
+from torchconv.padding import Padding, beside_one_row, four_sided, pair, single
+from torchconv.registry import choice
 
 
 class Convolution(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchconv._ops.fake import check_bias
+from torchconv._ops.table import BILINEAR, SLOTS, Operator, ops
 from torchconv.activations import ACTIVATIONS
-from torchconv.fake import check_bias
-from torchconv.operators import BILINEAR, SLOTS, Operator, ops
 
 
 def fold(tensor: Tensor, dim: int, groups: int) -> Tensor:

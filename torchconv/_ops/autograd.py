@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import _C, _torch_private
+from torchconv._ops.table import BILINEAR, BY_NAME, Operator, library, ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS
-from torchconv.operators import BILINEAR, BY_NAME, Operator, library, ops
 
 Call = Callable[..., Tensor]
 Direct = Callable[..., Tensor | None]

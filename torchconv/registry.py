@@ -1,4 +1,4 @@
-"""The rows of the grid: which there are, and how to force one."""
+"""The implementations: which there are, which one is chosen, and how to force another."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from warnings import warn
 from torch import Tensor
 
 from torchconv import _C
-from torchconv.fake import FLOATS
-from torchconv.operators import BILINEAR, BY_NAME
+from torchconv._ops.fake import FLOATS
+from torchconv._ops.table import BILINEAR, BY_NAME
 
 
 class Implementation(NamedTuple):
@@ -148,3 +148,11 @@ def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> _C.Choice:
 if "TORCHCONV_USE" in os.environ:
     from_environment = os.environ["TORCHCONV_USE"]
     select(*from_environment.split(","))
+
+
+def scratch_bytes() -> int:
+    """Bytes of working memory that the CPU kernels have touched, over all threads. They are used again by later calls.
+
+    Each thread keeps at most 32 MiB, whatever the shapes; a thread gives it back when it ends.
+    """
+    return _C.scratch_bytes()

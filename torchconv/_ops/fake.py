@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchconv._ops.table import ops
 from torchconv._torch_private import suggest_memory_format
-from torchconv.operators import ops
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,0 +1,1 @@
+"""Whole models: torchconv.convert, revert and converting, and torchconv.explain."""
