@@ -139,7 +139,7 @@ def test_nonlinear_third_derivative():
 
 
 @pytest.mark.parametrize("frozen", ["x", "w", "b"])
-def test_only_what_is_needed_is_computed_and_kept(frozen):
+def test_only_needed_tensors_are_saved(frozen):
     tensors = {"x": normals((1, 2, 5, 5)), "w": normals((3, 2, 3, 3)), "b": normals((3,))}
     for name, tensor in tensors.items():
         tensor.requires_grad_(name != frozen)
@@ -159,7 +159,7 @@ def test_no_grad_keeps_nothing():
         assert functional.conv2d(x, w).grad_fn is None
 
 
-def test_backward_twice_is_torchs_error():
+def test_backward_twice_raises_torchs_error():
     x, w = arguments(None, (1, 1, 3, 3), (1, 1, 3, 3))
     out = functional.conv2d(x, w).sum()
     out.backward()
@@ -167,7 +167,7 @@ def test_backward_twice_is_torchs_error():
         out.backward()
 
 
-def test_changing_a_saved_tensor_is_noticed():
+def test_changing_a_saved_tensor_raises():
     x, w = arguments(None, (1, 1, 3, 3), (1, 1, 3, 3))
     out = functional.conv2d(x, w)
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_gradients_of_one_wanted_gradient(activation):
     torch.testing.assert_close(found, penalty(z if activation is None else z.tanh()))
 
 
-def test_the_gradient_penalty_of_a_network(gradients):
+def test_gradient_penalty(gradients):
     """Gradients with respect to the input alone, of several layers: none of weights."""
     network = torch.nn.Sequential(
         torchconv.Conv2d(3, 4, 3, activation="relu"), torchconv.Conv2d(4, 4, 3), torchconv.Conv2d(4, 2, 3)
@@ -271,7 +271,7 @@ def test_the_gradient_penalty_of_a_network(gradients):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_without_the_engines_answer_all_gradients_are_computed(gradients, monkeypatch):
+def test_all_gradients_are_computed_if_the_engine_cannot_be_queried(gradients, monkeypatch):
     monkeypatch.setattr(autograd._torch_private, "will_engine_execute_node", None)
     x, w = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
     torch.autograd.grad(functional.conv2d(x, w).sum(), x)

@@ -59,7 +59,7 @@ def test_nothing_is_read_beyond_an_operand(request):
     assert result.stdout.startswith("done ")
 
 
-def test_a_read_beyond_is_a_fault(request):
+def test_an_out_of_bounds_read_faults(request):
     result = run(request.path.parent, "beyond")
     assert result.stdout == "4096.0\n"
     assert result.returncode < 0

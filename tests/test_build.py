@@ -55,7 +55,7 @@ def test_missing_torch_is_named():
     assert "torchconv: the build needs torch, which is not installed: pip install torch pybind11 ninja" in result.stderr
 
 
-def test_what_torchconv_cuda_may_be(monkeypatch):
+def test_values_of_torchconv_cuda(monkeypatch):
     monkeypatch.setenv("TORCHCONV_CUDA", "yes")
     with pytest.raises(SystemExit, match="torchconv: TORCHCONV_CUDA must be 0, 1 or auto, but is 'yes'"):
         load("with_cuda").is_wanted()
@@ -89,13 +89,13 @@ def test_nvcc_says_where_the_toolkit_is(tmp_path, monkeypatch):
     assert with_cuda.toolkit() is None
 
 
-def test_architectures_that_are_none_are_refused(monkeypatch):
+def test_unknown_architectures_are_refused(monkeypatch):
     monkeypatch.setenv("TORCHCONV_CUDA_ARCHS", "sm_80")
     with pytest.raises(SystemExit, match="TORCHCONV_CUDA_ARCHS must be a list like '80 90a', but is 'sm_80'"):
         load("with_cuda").architectures()
 
 
-def test_what_a_build_with_cuda_adds(tmp_path, monkeypatch):
+def test_options_of_a_build_with_cuda(tmp_path, monkeypatch):
     (tmp_path / "toolkit" / "bin").mkdir(parents=True)
     (tmp_path / "toolkit" / "bin" / "nvcc").touch()
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)

@@ -68,7 +68,7 @@ LINEAR = [
 
 
 @pytest.mark.parametrize("layer", LINEAR, ids=repr)
-def test_fuse_conv_bn_eval_is_right_without_an_activation(layer):
+def test_fuse_conv_bn_eval_without_an_activation(layer):
     layer, norm, x = layer.eval(), norm_of(layer), images(layer)
     fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, nn.ConvTranspose2d))
     assert type(fused) is type(layer)
@@ -99,7 +99,7 @@ def test_fusion_of_traced_graphs_leaves_our_layers_alone(layer, optimize):
     close(optimize(folded.model)(x), folded.model(x))
 
 
-def test_fusion_by_inductor_is_right():
+def test_fusion_by_inductor():
     model = nn.Sequential(Conv2d(3, 4, 3, activation="tanh"), norm_of(Conv2d(3, 4, 3))).eval()
     x = torch.randn(2, 3, 6, 6)
     options = {"efficient_conv_bn_eval_fx_passes": True}
@@ -115,7 +115,7 @@ def test_fusion_by_inductor_is_right():
 @pytest.mark.parametrize(
     "layer", [Conv2d(3, 4, 3, stride=2, padding=1), Conv2d(3, 4, 3, bias=False), Conv1d(3, 4, 3)], ids=repr
 )
-def test_to_mkldnn_is_right_for_what_torch_has(layer):
+def test_to_mkldnn_equals_torch(layer):
     model, x = nn.Sequential(layer).eval(), images(layer)
     close(to_mkldnn(model)(x.to_mkldnn()).to_dense(), model(x))
 
@@ -132,7 +132,7 @@ def test_to_mkldnn_refuses_an_activation(layer, wrapped):
 
 @needs_mkldnn
 @pytest.mark.parametrize("padding", [(0, 1, 2, 1), "same"])
-def test_to_mkldnn_refuses_padding_that_onednn_has_not(padding):
+def test_to_mkldnn_refuses_padding_that_onednn_lacks(padding):
     with pytest.raises((RuntimeError, TypeError), match="padding"):
         to_mkldnn(Conv2d(3, 4, 3, padding=padding))
 
@@ -150,7 +150,7 @@ def test_to_mkldnn_refuses_padding_that_onednn_has_not(padding):
     ],
     ids=repr,
 )
-def test_inputs_of_onednn_are_taken(layer, training):
+def test_mkldnn_tensors(layer, training):
     x = images(layer).requires_grad_(training)
     parameters = list(layer.requires_grad_(training).parameters())
     expected, found = layer(x), layer(x.to_mkldnn())

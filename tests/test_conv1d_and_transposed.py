@@ -72,7 +72,7 @@ def value_and_gradients(function, x, w, bias, options):
 
 @pytest.mark.parametrize("function", [conv1d, conv_transpose2d], ids=lambda function: function.__name__)
 @grid.each_row([row for row in grid.ANY_STRIDES if grid.is_exact(row)])
-def test_values_and_gradients_are_torchs_on_every_implementation(row, function):
+def test_values_and_gradients_equal_torch_on_every_implementation(row, function):
     """Where all that the layer needs is supported; elsewhere it says so."""
     ran = 0
     for ours, theirs, name, x_size, w_size, options in CALLS:
@@ -94,7 +94,7 @@ def test_values_and_gradients_are_torchs_on_every_implementation(row, function):
 @calls
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
-def test_values_and_gradients_are_torchs(ours, theirs, name, x_size, w_size, options, dtype, layout):
+def test_values_and_gradients_equal_torch(ours, theirs, name, x_size, w_size, options, dtype, layout):
     found = []
     for function in (ours, theirs):
         x, w, bias = operands(ours, x_size, w_size, options)
@@ -263,7 +263,7 @@ modules = pytest.mark.parametrize(("kind", "torchs", "x_size", "options"), MODUL
 
 
 @modules
-def test_modules_are_torchs(kind, torchs, x_size, options):
+def test_modules_equal_torch(kind, torchs, x_size, options):
     layers = []
     for cls in (kind, torchs):
         torch.manual_seed(3)

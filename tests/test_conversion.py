@@ -136,7 +136,7 @@ def test_the_model_itself_and_shared_layers():
     assert model["a"] is model["b"][0]
 
 
-def test_subclasses_without_a_forward_remain_what_they_are():
+def test_subclasses_without_a_forward_keep_their_class():
     layer = PlainSubclass(4)
     x = torch.randn(2, 4, 6, 6)
     before, shrunk = layer(x), layer.shrink()
@@ -177,7 +177,7 @@ class Final(nn.Conv2d):
         (nn.Conv2d(3, 4, 3).to(torch.float8_e4m3fn), "torchconv has no kernels for torch.float8_e4m3fn"),
     ],
 )
-def test_what_is_left_alone_is_reported(layer, reason):
+def test_unconverted_layers_are_reported(layer, reason):
     model, kind = nn.Sequential(layer), type(layer)
     report = convert(model)
     assert list(report.left) == ["0"]
@@ -519,7 +519,7 @@ class Gain2d(nn.ConvTranspose2d):
     ],
     ids=repr,
 )
-def test_other_layers_become_ours_and_torchs_again(layer, size):
+def test_convert_and_revert_other_layers(layer, size):
     kind, x, state = type(layer), torch.randn(size), dict(vars(layer))
     model, parameters = nn.Sequential(layer), list(layer.parameters())
     expected = model(x)
@@ -704,7 +704,7 @@ def test_activations_that_are_folded(activation):
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.LeakyReLU(-0.5), nn.Softmax(1), nn.Dropout(0.5)])
-def test_activations_that_are_not(activation):
+def test_activations_that_are_not_folded(activation):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), activation).eval()
     report = convert(model, fold_activation=True)
     assert report.folded == {}
@@ -797,7 +797,7 @@ def test_a_replaced_forward_is_never_lost(which):
     close(report.model(x), model(x))
 
 
-def test_attributes_of_the_same_names_are_not_taken_for_ours():
+def test_foreign_attributes_named_activation_are_not_used():
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6)
     layer.activation = nn.ReLU()
     before = layer.activation(layer(x))
@@ -860,7 +860,7 @@ class Twice(nn.Module):
         return self.bn(y) + y.relu()  # a result that is used twice
 
 
-def test_nothing_is_folded_that_others_see():
+def test_results_used_elsewhere_are_not_folded():
     model = settled(Twice())
     report = convert(model, fold_activation=True, fold_batchnorm=True)
     assert report.folded == {}

@@ -93,7 +93,7 @@ def test_the_same_bits_twice(row, dtype):
 
 @pytest.mark.parametrize("row", CUDA_ROWS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinity_go_where_they_are_read(row, value, dtype):
+def test_nan_and_infinity_reach_the_outputs_that_read_them(row, value, dtype):
     """Everywhere they are read, and nowhere else: but for rows that multiply zeros of the padding."""
     for case in SELECTED:
         for operand in range(3):
@@ -158,7 +158,7 @@ def precision():
     torch.backends.cudnn.conv.fp32_precision = before
 
 
-def test_tf32_is_torchs_switch(precision):
+def test_tf32_follows_torchs_switch(precision):
     case, tensors, wanted = long_sums()
     there = [tensor.cuda() for tensor in tensors]
     results = {}
@@ -201,7 +201,7 @@ def test_side_streams():
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-def test_graphs_replay_forward_and_both_gradients(memory_format):
+def test_cuda_graphs_replay_forward_and_gradients(memory_format):
     layer = Conv2d(16, 24, 3, stride=2, padding=1, activation="relu", device="cuda").to(memory_format=memory_format)
     x = torch.zeros(4, 16, 17, 15, device="cuda").to(memory_format=memory_format).requires_grad_()
     inputs = (x, layer.weight, layer.bias)
@@ -226,7 +226,7 @@ def test_graphs_replay_forward_and_both_gradients(memory_format):
         assert same(replayed, step())
 
 
-def test_nothing_waits_for_the_gpu():
+def test_calls_do_not_synchronize():
     """As far as torch knows; a graph could not be captured, either, if a kernel's launch synchronised."""
     tensors = operands(TRAINED, torch.float16)
     run_all(TRAINED, *tensors)
@@ -278,7 +278,7 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(ops, name).default, (*args[name], *CASES[4].geometry))
 
 
-def test_a_layer_beside_torchs():
+def test_a_layer_equals_torchs():
     for arguments in ({}, {"stride": 2, "padding": 1}, {"padding": "same", "dilation": 2}, {"groups": 4}):
         theirs = nn.Conv2d(16, 24, 3, device="cuda", **arguments)
         ours = Conv2d(16, 24, 3, device="cuda", **arguments)
@@ -291,7 +291,7 @@ def test_a_layer_beside_torchs():
         assert all(error(found, wanted) < 1e-5 for wanted, found in zip(*results, strict=True))
 
 
-def test_derivatives_of_higher_order():
+def test_higher_derivatives():
     x, w, _ = (tensor.requires_grad_() for tensor in operands(CASES[4], torch.float64))
     geometry = (*CASES[4].geometry, None)
     assert torch.autograd.gradgradcheck(lambda x, w: autograd.conv2d(x, w, None, geometry), (x, w), atol=1e-6)

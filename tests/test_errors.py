@@ -63,7 +63,7 @@ SHARED_WITH_TORCH = {
 
 
 @pytest.mark.parametrize("name", SHARED_WITH_TORCH)
-def test_messages_that_torch_has_too(name):
+def test_messages_equal_torchs(name):
     args, kwargs, match = SHARED_WITH_TORCH[name]
     with pytest.raises(RuntimeError, match=match):
         nn.functional.conv2d(*args, **kwargs)
@@ -72,7 +72,7 @@ def test_messages_that_torch_has_too(name):
     refused(RuntimeError, match, *args, **kwargs)
 
 
-def test_messages_that_torch_has_elsewhere():
+def test_messages_of_other_torch_operators():
     refused(
         RuntimeError,
         r"Input type \(torch.float32\) and weight type \(torch.float64\) should be the same",
@@ -84,7 +84,7 @@ def test_messages_that_torch_has_elsewhere():
 
 
 @pytest.mark.parametrize("bad", [None, 3, "x", [[1.0]]], ids=str)
-def test_what_is_no_tensor_is_a_type_error(bad):
+def test_non_tensors_raise_type_errors(bad):
     with pytest.raises(TypeError):
         Conv2d(1, 1, 1)(bad)
     refused(TypeError, "'input' must be Tensor", bad, w_())
@@ -200,7 +200,7 @@ def test_no_filters(size):
     refused(RuntimeError, "expected weight to be at least 1 at dimension 0", x_(1, size[1], 5, 5), w_(*size))
 
 
-def test_zero_sizes_that_divided_by_zero_elsewhere():
+def test_zero_sizes():
     assert functional.conv2d(x_(1, 0, 2, 1), w_(2, 0, 1, 1), padding=1).shape == (1, 2, 4, 3)
     assert functional.conv2d(x_(0, 2, 5, 5), w_()).shape == (0, 3, 3, 3)
     assert functional.conv2d(x_(0, 0, 5, 5), w_(3, 0, 3, 3)).shape == (0, 3, 3, 3)
@@ -248,7 +248,7 @@ def test_the_operators_check_their_own_arguments(name):
 
 
 @pytest.mark.parametrize("bad", [None, 1, "x", object(), torch.Tensor], ids=["None", "1", "x", "object", "type"])
-def test_the_direct_way_takes_tensors_alone(bad):
+def test_the_fast_path_takes_only_tensors(bad):
     assert torchconv._C.conv2d(bad, w_(), None, (*G, None)) is None
     assert torchconv._C.conv2d(x_(), bad, None, (*G, None)) is None
     with pytest.raises((TypeError, ValueError)):
@@ -306,7 +306,7 @@ FOR_KERNELS = {"grad_input: huge size", "grad_weight: huge kernel", "bias_act: a
 
 
 @pytest.mark.parametrize("name", sorted({*SHARED_WITH_TORCH, *INCONSISTENT} - FOR_KERNELS))
-def test_meta_tensors_meet_the_same_checks(name):
+def test_meta_tensors_have_the_same_checks(name):
     """The rule for shapes without data refuses what the kernels' own check refuses."""
     if name in SHARED_WITH_TORCH:
         args, kwargs, match = SHARED_WITH_TORCH[name]

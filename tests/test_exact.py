@@ -60,7 +60,7 @@ def test_gradcheck_with_step_one(row, case):
             assert gradcheck(function, inputs, eps=1.0, atol=0, rtol=0)
 
 
-def test_one_wrong_tap_is_seen():
+def test_one_wrong_tap_is_detected():
     """The tests above would notice a single misplaced element: the comparison itself is exact."""
     case = CASES[2]
     (x, w, y), wanted = integer_problem(case)

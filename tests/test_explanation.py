@@ -200,7 +200,7 @@ def test_the_plan_names_the_size_of_its_blocks():
     assert small < large < 512 * 512
 
 
-def test_derivatives_are_those_that_somebody_asks_for():
+def test_only_needed_derivatives_are_listed():
     model = nn.Sequential(Conv2d(4, 4, 3), nn.Tanh(), Conv2d(4, 4, 3), ConvTranspose2d(4, 4, 3))
 
     def derivatives():
@@ -223,7 +223,7 @@ def test_inference_mode_around_it_changes_nothing(born_there):
         assert explain(model, (2, 3, 24, 24), measure_scratch=False) == outside
 
 
-def test_a_wrapped_model_is_that_inside():
+def test_wrapped_models_are_unwrapped():
     model = network()
     plain = explain(model, (2, 3, 24, 24), measure_scratch=False)
     for wrapped in (torch.compile(model), nn.DataParallel(model), torch.compile(nn.DataParallel(model))):
@@ -235,7 +235,7 @@ def test_macs_of_recurrent_layers():
     assert lstm.macs == 10 * 4 * (4 * 32 * (16 + 32) + 4 * 32 * (32 + 32))
 
 
-def test_why_the_others_are_passed_over():
+def test_reasons_why_implementations_are_passed_over():
     best = next(row.name for row in torchconv.implementations() if row.available and "_bf16" not in row.name)
     isa = best.rpartition(".")[0]
     few = explain(Conv2d(8, 8, 3, padding=1), (2, 8, 14, 14)).layers[0].choices[0].passed_over
@@ -312,7 +312,7 @@ def test_nothing_stays_in_memory():
     assert reference() is None
 
 
-def test_hooks_go_where_one_is_refused():
+def test_hooks_are_removed_after_an_error():
     model = nn.Sequential(Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
     with pytest.raises(RuntimeError):
         explain(model, (2, 3, 8, 8))
@@ -320,7 +320,7 @@ def test_hooks_go_where_one_is_refused():
     assert not model[0]._forward_hooks
 
 
-def test_conv1d_transposed_and_what_has_no_result():
+def test_conv1d_transposed_and_empty_results():
     found = explain(nn.Sequential(Conv1d(4, 8, 3), nn.ReLU()), (2, 4, 16))
     assert found.macs == 2 * 8 * 14 * 4 * 3
     transposed = explain(ConvTranspose2d(4, 8, 3, 2), (2, 4, 5, 5))
@@ -369,7 +369,7 @@ def test_errors(model, shape, error, message):
         explain(model, shape)
 
 
-def test_examples_of_the_inputs():
+def test_example_inputs_instead_of_shapes():
     """Their shapes, strides and dtypes count, and their data do not."""
     model, x = network(), torch.randn(2, 3, 24, 24)
     from_shape = explain(model, x.shape, measure_scratch=False)
@@ -390,7 +390,7 @@ def test_sizes_may_be_integers_of_numpy():
     assert explain(nn.ReLU(), np.array([2, 3]).tolist()) == explain(nn.ReLU(), tuple(np.array([2, 3])))
 
 
-def test_shown_it_is_a_table():
+def test_explanations_are_shown_as_tables():
     """In a REPL by its repr, in a notebook by its HTML."""
     found = explain(network(), (2, 3, 24, 24))
     assert repr(found) == str(found)
@@ -405,7 +405,7 @@ def test_shown_it_is_a_table():
     assert table.find("pre").text == repr(found).splitlines()[-1]
 
 
-def test_its_parts_are_short():
+def test_repr_of_choices():
     choice = explain(Conv2d(64, 64, 3), (2, 64, 14, 14)).layers[0].choices[0]
     assert choice.passed_over
     assert repr(choice) == (

@@ -76,7 +76,7 @@ def test_vmap_of_an_activation_without_bias():
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=str)
-def test_vmap_over_nothing(in_dims):
+def test_vmap_over_an_empty_batch(in_dims):
     sizes = ((1, 2, 4, 4), (3, 2, 3, 3))
     x, w = (normals((0, *size)) if dim == 0 else normals(size) for size, dim in zip(sizes, in_dims, strict=True))
     assert vmap(functional.conv2d, in_dims)(x, w).shape == (0, 1, 3, 2, 2)

@@ -31,7 +31,7 @@ def test_a_case_is_a_function_of_its_number():
     assert len({(p.case.x, p.case.w) for p in before}) > 40
 
 
-def test_cases_of_every_kind():
+def test_the_generator_covers_all_kinds_of_cases():
     problems = [fuzz.problem(number) for number in range(1000)]
     assert {p.dtype for p in problems} == set(fuzz.DTYPES)
     assert {p.threads for p in problems} == {1, 2, 3, 7}
@@ -43,7 +43,7 @@ def test_cases_of_every_kind():
     assert sum(fuzz.multiplications(p.case) > 2**15 for p in problems) > 200, "on more than one thread"
 
 
-def test_what_lies_between_the_elements_is_nan():
+def test_gaps_between_elements_hold_nan():
     layout = fuzz.Layout((0, 2, 3, 1), (1, 2, 1, 2), 3, (0,))
     tensor = fuzz.lay_out(torch.arange(24.0).reshape(1, 2, 3, 4), (5, 2, 3, 4), layout)
     assert torch.equal(tensor, torch.arange(24.0).reshape(1, 2, 3, 4).expand(5, 2, 3, 4))
@@ -111,7 +111,7 @@ def broken(monkeypatch):
 
 @pytest.mark.parametrize("op", fuzz.OPS)
 @pytest.mark.parametrize(("spoil", "words"), SPOILT)
-def test_a_wrong_kernel_is_noticed(broken, op, spoil, words):
+def test_a_wrong_kernel_is_detected(broken, op, spoil, words):
     assert fuzz.check(fuzz.problem(NUMBER), Counter()) == []
     broken(op, "cpu.portable.gemm", spoil)
     failures = fuzz.check(fuzz.problem(NUMBER), Counter())
@@ -120,7 +120,7 @@ def test_a_wrong_kernel_is_noticed(broken, op, spoil, words):
     assert any(re.search(words, line) for line in failures), failures
 
 
-def test_one_wrong_element_among_many_is_noticed():
+def test_one_wrong_element_is_detected():
     """In the norm of this result, an error of a hundred tolerances would not be seen."""
     p = fuzz.problem(NUMBER)
     wanted = torch.randn(1000, 1000, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_one_wrong_element_among_many_is_noticed():
     assert words.startswith("one element is far off; largest difference 0.0001 at [500, 500]")
 
 
-def test_a_failure_is_told_with_its_reproducer(broken, capsys):
+def test_a_failure_is_reported_with_its_reproducer(broken, capsys):
     broken("conv2d", "cpu.reference", add_one)
     assert fuzz.main(["--case", str(NUMBER)]) == 1
     words = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_a_failure_is_told_with_its_reproducer(broken, capsys):
     assert re.search(r"\n[0-9]+ cases, [0-9]+ comparisons, [0-9]+ s, [0-9]+ failures\n", words)
 
 
-def test_a_crash_is_told_with_its_reproducer(monkeypatch, capfd):
+def test_a_crash_is_reported_with_its_reproducer(monkeypatch, capfd):
     def crash(p, _):
         if p.number == 10**9 + 3:
             os.kill(os.getpid(), signal.SIGKILL)

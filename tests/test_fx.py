@@ -61,7 +61,7 @@ def test_parameters_stay_parameters():
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_what_is_no_tensor_is_a_type_error(layer):
+def test_non_tensors_raise_type_errors(layer):
     with pytest.raises(TypeError, match="argument 'input' must be Tensor, not NoneType"):
         layer(None)
 

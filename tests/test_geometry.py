@@ -54,7 +54,7 @@ def test_the_books_valid_example():
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
-def test_same_without_stride_is_torchs(kernel, dilation):
+def test_same_without_stride_equals_torch(kernel, dilation):
     x, w = torch.randn(1, 2, 9, 8), torch.randn(3, 2, kernel, kernel)
     torch.testing.assert_close(
         functional.conv2d(x, w, padding="same", dilation=dilation), F.conv2d(x, w, padding="same", dilation=dilation)

@@ -541,7 +541,7 @@ def test_hostile_arguments():
     assert found["result"] > 150
 
 
-def test_what_went_wrong_once():
+def test_regressions():
     run_child(seed=0, examples=0, seconds=120)
 
 
@@ -551,7 +551,7 @@ def test_many_hostile_arguments(seed):
     run_child(seed, examples=20_000, seconds=1200)
 
 
-def test_a_dead_child_is_noticed():
+def test_a_crash_is_detected():
     with pytest.raises(AssertionError, match=r"exit status -6 at Call\(op="):
         run_child(seed=0, examples=50, seconds=120, die_at=20)
 
@@ -581,7 +581,7 @@ def raising(error):
         "another kind of error": (replace(PLAIN, groups=0), raising(KeyError("groups"))),
     }.values(),
 )  # fmt: skip
-def test_what_is_wrong_is_noticed(call, instead):
+def test_wrong_results_are_detected(call, instead):
     assert examine(call) == ("error" if call.groups == 0 or max(call.padding) else "result")
     with pytest.raises(AssertionError):
         examine(call, instead)

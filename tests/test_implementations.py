@@ -45,7 +45,7 @@ def cases_of(row: str, op: str, dtype: torch.dtype = torch.float32) -> list[str]
 
 @pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("op", OPS)
-def test_what_each_kernel_does(isa, op):
+def test_cases_that_each_kernel_supports(isa, op):
     assert cases_of(f"cpu.{isa}.gemm", op) == NOT_EMPTY
     dilated = [] if op == "conv2d_grad_weight" else DILATED_3X3
     assert set(cases_of(f"cpu.{isa}.winograd", op)) == {*PLAIN_3X3, *dilated}
@@ -79,7 +79,7 @@ def test_pairs(op):
     assert chosen(wide, op, "!winograd", dtype=torch.bfloat16) == PAIRS
 
 
-def test_a_list_takes_the_first_that_can():
+def test_a_list_takes_the_first_that_supports_the_problem():
     names = "cpu.portable.winograd,cpu.portable.gemm"
     by_name = {case.name: case for case in CASES}
     assert chosen(by_name["3x3"], "conv2d", names) == "cpu.portable.winograd"
@@ -209,7 +209,7 @@ def test_the_choice_does_not_depend_on_the_batch(size, w, padding, stride, dtype
             assert len(chosen) == 1, chosen
 
 
-def test_import_asks_no_machine():
+def test_import_queries_no_device():
     """Whether a row can run is asked when somebody wants to know: a driver of a GPU may have to answer."""
     script = f"""
 import importlib.util, sys, torch
@@ -228,7 +228,7 @@ torchconv.implementations()
     assert result.stderr.strip().startswith("asked for cpu."), result.stderr
 
 
-def test_chosen_names_what_is_wrong():
+def test_errors_of_chosen_name_the_argument():
     x, w, geometry = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1), ((1, 1), (0, 0, 0, 0), (1, 1), 1)
     with pytest.raises(
         ValueError, match="op must be one of 'conv2d', 'conv2d_grad_input', 'conv2d_grad_weight', but got 'conv'"

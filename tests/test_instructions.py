@@ -29,14 +29,14 @@ def instructions() -> list[tuple[str, str]]:
     return list(found())
 
 
-def test_wide_instructions_are_in_functions_of_their_own(instructions):
+def test_wide_instructions_are_only_in_isa_functions(instructions):
     """An inline function of the standard library, compiled for AVX-512 in one file, would be taken for all."""
     of_avx = re.compile(r"v(?!err|erw)[a-z]|k(mov|ortest|and|or|xor|not|shift|unpck)")
     assert any(of_avx.match(instruction) for function, instruction in instructions if WIDE.search(function))
     assert not {f for f, instruction in instructions if of_avx.match(instruction) and not WIDE.search(f)}
 
 
-def test_such_functions_are_called_from_their_like_alone(instructions):
+def test_isa_code_is_called_only_from_the_same_isa(instructions):
     """All others reach them through the grid's pointers, after `available` has been asked."""
     call = re.compile(r"(?:call|j\w+)\s+[0-9a-f]+ <(.*?)(?:\+0x[0-9a-f]+)?>$")
     calls = {(f, found[1]) for f, instruction in instructions if (found := call.match(instruction))}

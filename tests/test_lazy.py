@@ -85,7 +85,7 @@ def test_state_of_a_layer_loads_into_a_lazy_one(kind):
 
 
 @pytest.mark.parametrize("kind", ["Conv1d", "Conv2d"])
-def test_what_our_layers_have_beyond_torchs(kind):
+def test_features_beyond_torchs_layers(kind):
     x = images(kind)
     sides = (1, 2) if kind == "Conv1d" else (1, 2, 0, 3)
     for options in (

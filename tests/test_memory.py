@@ -209,7 +209,7 @@ def test_a_step_leaves_its_gradients_alone(kind):
 
 @pytest.mark.parametrize("activation", [None, "relu", "tanh"])
 @pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.overrides.BaseTorchFunctionMode], ids=["direct", "op"])
-def test_what_was_saved_is_free_right_after_backward(activation, mode):
+def test_saved_tensors_are_freed_after_backward(activation, mode):
     layer, x = Conv2d(4, 6, 3, activation=activation), torch.randn(2, 4, 9, 9, requires_grad=True)
     inner = x * 2
     with mode():

@@ -169,7 +169,7 @@ def check_spread(got: Tensor, base: Tensor, value: float, spread: Spread, row: s
 
 
 @each_row_and_dtype()
-def test_nan_and_infinity_go_where_they_are_read(row, dtype, one_thread):
+def test_nan_and_infinity_reach_the_outputs_that_read_them(row, dtype, one_thread):
     ran = 0
     for case in SELECTED:
         clean = [tensor.to(dtype) for tensor in operands_of(case)]
@@ -203,7 +203,7 @@ FUSED = [case for case in CASES + WIDE + TILES if case.name in ("tiles", "wide_d
 
 
 @each_row_and_dtype()
-def test_fused_activations_let_nan_and_infinity_through(row, dtype, one_thread):
+def test_fused_activations_propagate_nan_and_infinity(row, dtype, one_thread):
     ran = 0
     for case in FUSED:
         for _, layout in variants(row, case, [dtype], LAYOUTS[:2], ["conv2d"]):
@@ -367,7 +367,7 @@ def test_subnormal_results_are_zeros(row, one_thread):
 
 
 @each_row([row for row in CPU_ROWS if torch.float16 in dtypes_of(row)])
-def test_subnormal_numbers_of_float16_are_numbers(row, one_thread):
+def test_subnormal_float16_is_not_flushed(row, one_thread):
     """They are normal in float32, in which the products are accumulated: nothing is lost, whatever the row."""
     unit = 2.0**-24
     for case in (*SELECTED, *STATE):

@@ -83,7 +83,7 @@ def test_one_grouped_call_for_all_samples(layer, size):
 
 
 @layers
-def test_batch_of_nothing(layer, size):
+def test_empty_batch(layer, size):
     for found, parameter in zip(per_sample(layer, torch.randn(0, *size)), layer.parameters(), strict=True):
         assert found.shape == (0, *parameter.shape)
 

@@ -89,7 +89,7 @@ def test_one_pixel(row, op, case, fill):
 @rows
 @ops
 @cases
-def test_a_bright_half(row, op, case):
+def test_large_pixels_in_half_of_the_image(row, op, case):
     """Tiles beside those of which all pixels are large."""
     for dtype in dtypes_of(row):
         tensors = operands(case, dtype)
@@ -233,7 +233,7 @@ def test_one_pixel_in_grad_weight(row, case, operand, fill):
 @rows
 @weight_cases
 @pytest.mark.parametrize("fill", [1e6, 1e20, 3e38])
-def test_masked_pixels_do_not_matter_to_grad_weight(row, case, fill):
+def test_masked_pixels_do_not_affect_grad_weight(row, case, fill):
     """Where all gradients of the outputs that read a pixel are zero, its value is of no account."""
     for dtype in dtypes_of(row):
         tensors = operands(case, dtype)

@@ -79,7 +79,7 @@ def test_integers():
 
 
 @pytest.mark.parametrize("pool", [MaxPool2d, AvgPool2d])
-def test_errors_are_torchs(pool):
+def test_errors_equal_torch(pool):
     for kernel, stride in ((3, 0), (0, 1)):  # the last words are those of some versions of torch
         with pytest.raises(RuntimeError, match=r"should (not be zero|be greater than zero)|integer out of range"):
             pool(kernel, stride, "same")(torch.zeros(1, 1, 5, 5))
@@ -96,7 +96,7 @@ def test_unbatched_and_gradients():
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(MaxPool2d, nn.MaxPool2d), (AvgPool2d, nn.AvgPool2d)])
-def test_everything_else_is_torchs(ours, theirs):
+def test_other_paddings_equal_torch(ours, theirs):
     x = torch.randn(2, 3, 9, 8)
     assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
     for arguments in ((3,), (3, 2), ((3, 2), (2, 1), (1, 1)), (2, 2, 1)):

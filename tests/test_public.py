@@ -49,13 +49,13 @@ def test_a_module_whose_library_is_missing_says_so():
     assert run(code.format("print(hasattr(torchconv, 'opacus'))")).stdout == "False\n"
 
 
-def test_other_names_are_no_attributes():
+def test_unknown_attributes_raise():
     with pytest.raises(AttributeError, match="module 'torchconv' has no attribute 'Conv3d'"):
         torchconv.Conv3d  # noqa: B018
     assert run("from torchconv import Conv3d").stderr.splitlines()[-1].startswith("ImportError: cannot import name")
 
 
-def test_a_report_is_shown_as_a_table():
+def test_reports_are_shown_as_tables():
     """In a REPL by its repr, in a notebook by its HTML."""
 
     class Own(nn.Conv2d):
@@ -77,7 +77,7 @@ def test_a_report_is_shown_as_a_table():
     assert table.find("pre").text.endswith(str(report).splitlines()[-1])
 
 
-def test_the_command_lists_what_the_kernels_ask_for():
+def test_the_command_lists_the_cpu_features_of_the_kernels():
     """Each CPU feature that an instruction set of csrc/cpu/targets needs, and the compiler by its name."""
     needed = set()
     for description in ROOT.glob("csrc/cpu/targets/*.h"):
@@ -91,7 +91,7 @@ def test_the_command_lists_what_the_kernels_ask_for():
 
 
 @pytest.mark.system
-def test_the_command_ends_in_silence_when_nobody_reads_on():
+def test_the_command_handles_a_closed_pipe():
     process = subprocess.Popen(
         [sys.executable, "-m", "torchconv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -218,7 +218,7 @@ def test_use_covers_the_backward_pass_and_is_restored():
     assert functional.conv2d(x, w).grad_fn.rest[1][-1] is None
 
 
-def test_listing():
+def test_implementations_and_build_info():
     rows = torchconv.implementations()
     last = [row for row in rows if row.device == "cpu"][-1]
     assert last == ("cpu.reference", "cpu", True, ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"))

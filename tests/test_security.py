@@ -179,12 +179,12 @@ def audited(extra: str = "") -> list[str]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_calls_touch_nothing_outside():
+def test_calls_access_no_files_imports_or_network():
     """After a first call: no file, import, program, connection, or code that is made at run time, by Python's own log."""
     assert audited() == []
 
 
-def test_what_is_touched_is_seen():
+def test_the_audit_records_each_kind_of_access():
     extras = {
         "open": "open('/dev/null').close()",
         "os.listdir": "os.listdir('/')",
@@ -220,7 +220,7 @@ def test_the_kernels_make_no_system_call_about_files(tmp_path):
     assert traced(tmp_path) == []
 
 
-def test_a_system_call_is_seen(tmp_path):
+def test_a_system_call_is_recorded(tmp_path):
     assert any("/dev/null" in line for line in traced(tmp_path, "os.close(os.open('/dev/null', 0))"))
 
 
@@ -285,7 +285,7 @@ def test_sources_use_no_forbidden_module_or_name(name):
     assert complaints(name, NAMED[name].read_text()) == set()
 
 
-def test_what_is_forbidden_is_found():
+def test_forbidden_names_are_found():
     assert complaints("a.py", "import pickle, os; from urllib import request; eval(os.environ['A'])") == {
         "pickle", "os", "urllib", "eval", "environ",
     }  # fmt: skip

@@ -109,7 +109,7 @@ def test_strides_beyond_32_bits(case, dim):
 
 @pytest.mark.parametrize("case", SPREAD, ids=str)
 @pytest.mark.parametrize("stride", [2**40, 2**62], ids=["2^40", "2^62"])
-def test_the_stride_of_a_single_element_may_be_anything(case, stride):
+def test_the_stride_of_a_single_element_is_ignored(case, stride):
     """Each operand in turn has one image, one row and one column, and says that others would be far away."""
     ran = set()
     one = replace(case, x=(1, case.x[1], 1, 1), w=(*case.w[:2], 1, 1), padding=(1, 1, 1, 1))
@@ -274,7 +274,7 @@ PAIRS = {"Conv2d": 2, "Conv1d": 1, "ConvTranspose2d": 2}
 
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_an_empty_batch_is_torchs(kind, groups, dtype):
+def test_an_empty_batch_equals_torch(kind, groups, dtype):
     theirs, ours = (getattr(m, kind)(4, 6, 3, padding=1, groups=groups, dtype=dtype) for m in (nn, torchconv))
     x = torch.ones(0, 4, *[6] * PAIRS[kind], dtype=dtype)
     for found, wanted in zip(step(ours, x), step(theirs, x), strict=True):
@@ -321,7 +321,7 @@ def test_transposed_to_no_channels(batch, dtype):
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("batch", "channels"), [(0, 4), (2, 0), (0, 0)])
-def test_operators_of_nothing(batch, channels, groups, dtype):
+def test_operators_on_empty_tensors(batch, channels, groups, dtype):
     case = Case("", (batch, channels, 5, 6), (4, channels // groups, 3, 2), (2, 1), (1, 1, 0, 0), groups=groups)
     x, w, y = (torch.ones(size, dtype=dtype) for size in (case.x, case.w, case.y))
     for row in (None, *(row for row in grid.ROWS if grid.is_reference(row))):

@@ -22,7 +22,7 @@ def chosen(names, channels=64, kernel=3, **options):
     return torchconv.chosen("conv2d", x, w, *GEOMETRY, names)
 
 
-def test_a_part_takes_what_would_be_chosen_without_the_others():
+def test_a_partial_name_takes_the_row_chosen_without_the_others():
     assert chosen("winograd") == WINOGRAD
     assert chosen("portable") == "cpu.portable.winograd"
     assert chosen("portable", kernel=1) == "cpu.portable.gemm"
@@ -31,7 +31,7 @@ def test_a_part_takes_what_would_be_chosen_without_the_others():
     assert chosen("reference") == "cpu.reference"
 
 
-def test_a_part_takes_what_can_if_nothing_suits():
+def test_a_partial_name_takes_a_supporting_row_if_none_suits():
     assert not chosen("", channels=2).endswith("winograd")
     assert chosen("winograd", channels=2) == WINOGRAD
 
@@ -44,7 +44,7 @@ def test_a_whole_name_means_one_row():
             assert chosen(row) == row
 
 
-def test_a_list_of_parts_takes_the_first_that_can():
+def test_a_list_of_partial_names_takes_the_first_that_supports_the_problem():
     assert chosen("winograd,portable", kernel=5) == "cpu.portable.gemm"
     assert chosen("winograd,portable") == WINOGRAD
     with pytest.raises(RuntimeError, match='implementation "winograd" does not do this conv2d problem; known impl'):
@@ -52,7 +52,7 @@ def test_a_list_of_parts_takes_the_first_that_can():
 
 
 @pytest.mark.parametrize("name", ["magic", "cpu.magic", "winograd2", "", "winograd,magic", "Winograd"])
-def test_what_is_no_part_of_a_name_is_an_error(name):
+def test_unknown_names_raise(name):
     known = r"name must be one of 'cpu\..*'cpu\.reference'.*, or a part of one, but got"
     with pytest.raises(ValueError, match=known), torchconv.use(*name.split(",")):
         pass
@@ -61,14 +61,14 @@ def test_what_is_no_part_of_a_name_is_an_error(name):
             chosen(name)
 
 
-def test_an_unavailable_part_is_an_error(monkeypatch):
+def test_an_unavailable_partial_name_raises(monkeypatch):
     monkeypatch.setattr(torchconv._C, "is_available", lambda name: "winograd" not in name)
     assert checked("winograd,gemm") == "winograd,gemm"
     with pytest.raises(ValueError, match="implementation 'winograd' cannot run on this machine"):
         checked("winograd")
 
 
-def test_a_part_holds_for_layers_and_their_backward_passes():
+def test_a_partial_name_holds_for_layers_and_their_backward():
     layer = Conv2d(4, 4, 3, padding=1, bias=False)
     with torchconv.use("winograd"):
         found = explain(layer, (1, 4, 8, 8)).layers[0].choices
@@ -78,7 +78,7 @@ def test_a_part_holds_for_layers_and_their_backward_passes():
     y.sum().backward()
 
 
-def test_the_environment_takes_a_part():
+def test_the_environment_takes_a_partial_name():
     code = (
         "import torchconv; print(torchconv.explain(torchconv.Conv2d(4, 4, 3), (1, 4, 8, 8)).layers[0].implementation)"
     )
@@ -88,7 +88,7 @@ def test_the_environment_takes_a_part():
 
 
 @pytest.mark.parametrize("part", ["portable", "gemm", "reference"])
-def test_results_of_parts_are_torchs(part):
+def test_results_with_partial_names_equal_torch(part):
     case = next(case for case in CASES if case.name == "3x3")
     x, w = integers(case.x).float(), integers(case.w).float()
     result = torch.ops.torchconv.conv2d(x, w, *case.geometry, f"{part},!winograd")

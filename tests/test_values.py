@@ -66,7 +66,7 @@ def test_bias_and_activation(row, case, activation):
 
 
 @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
-def test_nan_goes_through(activation):
+def test_nan_propagates(activation):
     x = torch.full((1, 1, 2, 2), float("nan"))
     assert functional.conv2d(x, torch.ones(1, 1, 1, 1), activation=activation).isnan().all()
 

@@ -48,7 +48,7 @@ def order_of(tensor):
 
 @pytest.mark.parametrize(("name", "x_size", "w_size", "options"), CALLS, ids=str)
 @pytest.mark.parametrize("varied", ["x", "w"])
-def test_layouts_of_results_and_gradients_are_torchs(name, x_size, w_size, options, varied):
+def test_layouts_of_results_and_gradients_equal_torch(name, x_size, w_size, options, varied):
     ours, theirs = getattr(functional, name), getattr(F, name)
     pairs = [(x, torch.randn(w_size)) for x in views(x_size)]
     if varied == "w":

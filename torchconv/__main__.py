@@ -1,4 +1,4 @@
-"""python -m torchconv: what is installed, what this machine can do, and which implementations there are."""
+"""python -m torchconv: the build, the features of this machine, and the implementations."""
 
 import signal
 import sys

@@ -14,7 +14,7 @@ import torch
 
 
 def source() -> str:
-    """What torchconv was installed from, as pip noted it, or else a word for it."""
+    """The source that torchconv was installed from, as pip noted it, quoted for a shell; or a placeholder."""
     try:
         note = distribution("torchconv").read_text("direct_url.json")
     except PackageNotFoundError:

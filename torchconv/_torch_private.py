@@ -46,7 +46,7 @@ OBSERVERS = (
     find("torch._C", "_get_tracing_state"),
     find("torch._C", "_autograd._profiler_enabled"),
 )
-#: Whether calls may go around the dispatcher: everything that would have to see them can be asked.
+#: Whether calls may go around the dispatcher: everything that has to observe them can be queried.
 has_fast_path = all_found(*OBSERVERS, registered_kernels)
 
 if functorch_is_active is None:
@@ -133,7 +133,7 @@ if suggest_memory_format is None:
 # --------------------------------------------------------------------------------------------------------------- layers
 
 nn = torch.nn
-#: What isinstance takes for all convolutions, and for all batch normalizations.
+#: The base classes of all convolutions and of all batch normalizations.
 ConvNd: Any = find("torch.nn.modules.conv", "_ConvNd") or (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

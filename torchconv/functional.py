@@ -48,19 +48,19 @@ def conv2d(
             ceil(W / stride) pixels, by TensorFlow's rule, where the odd zero goes to the bottom and to the right.
             (torch refuses "same" with a stride. At stride 1 the two are the same.) Capitals are allowed, too.
         dilation: distance of neighbouring taps of the window, in pixels: one number, or (vertical, horizontal).
-        groups: the channels are divided into this many groups, each convolved with filters of its own.
-        activation: None, "relu", "leaky_relu", "relu6", "sigmoid" or "tanh", applied as the sums are stored.
+        groups: the channels are divided into this many groups, each convolved with its own filters.
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid" or "tanh", applied before the result is stored.
         negative_slope: of "leaky_relu", not negative.
 
     Returns:
         y, [N, K, P, Q] (or [K, P, Q]), of the dtype of input;
         P = (H + top + bottom - dilation * (R - 1) - 1) // stride + 1.
-        float64 is summed up in float64, and the other dtypes in float32.
+        float64 is accumulated in float64, and the other dtypes in float32.
 
     Raises:
         TypeError: if an argument that has to be a tensor is none.
         ValueError: on an unknown padding string or activation.
-        RuntimeError: on sizes, dtypes or numbers that do not fit together, in the words of torch's own convolution.
+        RuntimeError: on sizes, dtypes or arguments that do not fit together, with the message of torch's convolution.
     """
     name = "none" if activation is None else check_activation(activation, negative_slope)
     if not autograd.is_compiling():
@@ -215,7 +215,7 @@ def conv_transpose2d(
 
     Raises:
         TypeError: if an argument that has to be a tensor is none.
-        RuntimeError: on sizes, dtypes or numbers that do not fit together, in the words of torch's own convolution.
+        RuntimeError: on sizes, dtypes or arguments that do not fit together, with the message of torch's convolution.
     """
     if is_overridden(input, weight, bias):
         return overridden(
@@ -263,7 +263,7 @@ def conv_transpose2d(
 
 
 def check_transposed(y: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> None:
-    """Refuse, in torch's words, what torch.ops.torchconv.conv2d_grad_input would refuse in other words."""
+    """Raise torch's errors before torch.ops.torchconv.conv2d_grad_input raises others."""
     check_dimensions(y, w)
     if 0 in y.shape[2:]:
         raise RuntimeError(
@@ -334,7 +334,7 @@ def same_padded(input: Tensor, weight: Tensor, stride: Any, dilation: Any, mode:
 
 
 def is_overridden(input: Any, weight: Any, *others: Any) -> bool:
-    """Whether a tensor subclass, or what stands for a tensor as torch.fx's proxies do, has the call first."""
+    """Whether a tensor subclass, or a stand-in for a tensor such as torch.fx's Proxy, handles the call."""
     return (
         has_torch_function((input, weight, *others)) or not isinstance(input, Tensor) or not isinstance(weight, Tensor)
     )

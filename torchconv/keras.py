@@ -68,7 +68,7 @@ def convolve(layer: Any, inputs: Tensor, kernel: Tensor, pointwise: bool = False
 class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """Equals `keras.layers.Conv2D(...)`: all of its arguments, attributes and weights; only the convolution differs.
 
-    Bias and activation (relu, relu6, leaky_relu, sigmoid, tanh) are applied as the sums are stored. The input is
+    Bias and activation (relu, relu6, leaky_relu, sigmoid, tanh) are applied before the result is stored. The input is
     [N, H, W, C], or [N, C, H, W] if data_format is "channels_first".
     """
 
@@ -113,7 +113,7 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc]
             window = (kernel.shape[i] - 1) * self.dilation_rate[i] + 1
             reached, out = (x.shape[at + i] - 1) * self.strides[i] + window, shape[at + i]
             # Keras shares what "same" cuts off evenly, and the odd row or column comes off at the end; "valid" cuts
-            # nothing off. What output_padding adds beyond the last window is zero.
+            # nothing off. Rows and columns that output_padding adds beyond the last window are zero.
             before = max(window - 1 - (out - reached + 2 * window - 1) // 2, 0)
             after = reached - out - before
             sides += [before, max(after, 0)]

@@ -116,7 +116,7 @@ def refuse_linear_use(layer: Any) -> None:
 
 
 class Activated:
-    """What the layers have beyond torch.nn's: a fused activation."""
+    """The layers' addition to torch.nn's: a fused activation."""
 
     # Here too for layers of torch.nn that became one of ours by assignment to __class__.
     activation: str | None = None
@@ -156,11 +156,11 @@ class Conv2d(Activated, torch.nn.Conv2d):
         bias: whether a learned bias [K] is added.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         device, dtype: of the parameters: float64, float32, bfloat16, float16 or complex.
-        activation: None, "relu", "leaky_relu", "relu6", "sigmoid" or "tanh", applied as the sums are stored.
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid" or "tanh", applied before the result is stored.
         negative_slope: of "leaky_relu", not negative.
 
     Raises:
-        ValueError: on arguments that no input could fit, with the words of torch.nn.Conv2d.
+        ValueError: on arguments that no input could fit, with the message of torch.nn.Conv2d.
         RuntimeError, TypeError: when called, as torchconv.functional.conv2d does.
     """
 
@@ -184,7 +184,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
         check_activation(activation, negative_slope)
         kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
         groups = as_ints(groups)
-        # torch.nn.Conv2d is given a padding that it knows; what it does not know is set right below.
+        # torch.nn.Conv2d gets a padding that it supports; the real one is set below.
         padding = as_padding(padding)
         known: Any = padding
         beyond = None  # top, bottom, left, right
@@ -235,7 +235,7 @@ class Conv1d(Activated, torch.nn.Conv1d):
         groups, bias, padding_mode, device, dtype, activation, negative_slope: as in torchconv.Conv2d.
 
     Raises:
-        ValueError: on arguments that no input could fit, with the words of torch.nn.Conv1d.
+        ValueError: on arguments that no input could fit, with the message of torch.nn.Conv1d.
         RuntimeError, TypeError: when called, as torchconv.functional.conv1d does.
     """
 
@@ -259,7 +259,7 @@ class Conv1d(Activated, torch.nn.Conv1d):
         check_activation(activation, negative_slope)
         kernel_size, stride, dilation = as_ints(kernel_size), as_ints(stride), as_ints(dilation)
         groups = as_ints(groups)
-        # As in Conv2d: torch.nn.Conv1d is given a padding that it knows.
+        # As in Conv2d: torch.nn.Conv1d gets a padding that it supports.
         padding = as_padding(padding)
         known: Any = padding
         if padding == "same":
@@ -301,7 +301,7 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
     torchconv.functional.conv_transpose2d.
 
     Raises:
-        ValueError: on arguments or an output_size that no input could fit, with the words of torch.nn.ConvTranspose2d.
+        ValueError: on arguments or an output_size that no input could fit, with torch.nn.ConvTranspose2d's message.
         RuntimeError, TypeError: when called, as torchconv.functional.conv_transpose2d does.
     """
 

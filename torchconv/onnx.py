@@ -1,4 +1,4 @@
-"""ONNX export of exported programs: what torch.onnx.export makes of the operators. Needs onnx and onnxscript."""
+"""ONNX export of exported programs: the operators as ONNX nodes. Needs onnx and onnxscript."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def conv2d_grad_input(
 
 
 def traced(value: Any) -> Any:
-    """The fake tensor or the symbolic number that the exporter made a value of; numbers as they are."""
+    """The fake tensor or the symbolic number that the exporter made a value of; Python's numbers unchanged."""
     if not isinstance(value, ir.Value):
         return value
     producer = value.producer()

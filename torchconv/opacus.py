@@ -56,7 +56,7 @@ def per_sample_gradients(layer: Layer, activations: list[Tensor], backprops: Ten
 
 
 def weight_gradients(layer: Layer, x: Tensor, dz: Tensor) -> Tensor:
-    """[N, *size of the weight], of the input of a layer and the gradient of what its activation is applied to."""
+    """[N, *size of the weight], of the input of a layer and the gradient before its activation."""
     w, padding = layer.weight, cast(Any, layer.padding)
     if layer.padding_mode != "zeros":
         x, padding = padded(layer, x, w), 0

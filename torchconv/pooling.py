@@ -13,7 +13,7 @@ from torchconv.padding import as_ints, is_same, pair, same_padding
 
 
 def known_padding(padding: Any) -> Any:
-    """What torch's own constructors understand."""
+    """Arguments that torch's constructors understand."""
     if not isinstance(padding, str):
         return as_ints(padding)
     if padding.lower() not in ("same", "valid"):

@@ -36,12 +36,12 @@ def implementations() -> list[Implementation]:
     return [Implementation(name, row["device"], _C.is_available(name), tuple(row["ops"])) for name, row in ROWS.items()]
 
 
-#: What is known without asking the machine: `import torchconv` calls no driver of a GPU.
+#: Known without a query of the machine: `import torchconv` calls no driver of a GPU.
 ROWS = {row["name"]: row for row in _C.implementations()}
 
 
 class Choice:
-    """What `use` has set. A plain attribute: torch.compile guards on those, and not on thread or context variables."""
+    """Set by `use`. Plain attributes: torch.compile guards on those, and not on thread or context variables."""
 
     name: str | None = None
     fast_path: bool = True
@@ -87,19 +87,19 @@ def select(*names: str) -> None:
 def use(*names: str) -> Iterator[None]:
     """Within the block, run every torchconv layer and function on the implementation of this name.
 
-    A part of a name stands for all implementations that have it: of those that can do a problem, the one that would be
-    chosen without the others, or else the first: `use("winograd")`, `use("avx2")`. Of several names the first that can
-    do a problem is taken; those for other devices than its tensors' are passed over. A name that starts with "!" leaves
+    A part of a name stands for all implementations that have it: of those that support a problem, the one that would be
+    chosen without the others, or else the first: `use("winograd")`, `use("avx2")`. Of several names the first that
+    supports a problem is taken; those for other devices are passed over. A name that starts with "!" leaves
     out all implementations with the rest in their name: `use("!winograd")` switches Winograd off. The environment
     variable TORCHCONV_USE, a list with commas, does the same for the whole process.
 
     "!fast_path" sends every call through torch's dispatcher. Without it, calls with plain CPU tensors go around the
-    dispatcher while no dispatch mode, autocast, torch.func transform, tracer or profiler is active, and nobody has
+    dispatcher while no dispatch mode, autocast, torch.func transform, tracer or profiler is active, and no user has
     registered a Python kernel for torchconv's operators. A kernel that was registered in C++ needs "!fast_path".
 
-    The choice belongs to the call: the backward pass of what is called here runs on the same implementation, wherever
-    it is started. (torch.utils.checkpoint calls again during backward, and that call has the choice of its own time.)
-    A problem that no named implementation can do is an error. Like the flags of torch.backends, the choice holds for
+    The choice belongs to the call: the backward pass of a call within the block runs on the same implementation,
+    wherever it is started. (torch.utils.checkpoint calls again during backward, with the choice in force then.)
+    A problem that no named implementation supports is an error. Like the flags of torch.backends, the choice holds for
     all threads of the process: blocks that overlap in time without being nested do not mix.
 
     Raises:
@@ -130,7 +130,7 @@ def chosen(op: str, a: Tensor, b: Tensor, *rest: Any) -> str:
 
 
 def selection(op: str, a: Tensor, b: Tensor, *rest: Any) -> _C.Choice:
-    """What `chosen` returns, its plan in words, and a (name, why not) for each implementation before it."""
+    """The result of `chosen`, its plan in words, and (name, reason) for each implementation before it."""
     names = [operator.name for operator in BILINEAR.values()]
     if op not in names:
         raise ValueError(f"op must be one of {', '.join(map(repr, names))}, but got {op!r}")

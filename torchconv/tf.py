@@ -62,7 +62,7 @@ def conv2d(
         TypeError: if images or filters is no tensor.
         ValueError: on an unknown data_format, padding or activation; on strides, dilations or padding of the batch or
             of the channels; on sizes of filters that do not fit.
-        RuntimeError: on other sizes, dtypes or numbers that do not fit together, in the words of torch's convolution.
+        RuntimeError: on other sizes, dtypes or arguments that do not fit together, with torch's message.
     """
     if has_torch_function((images, filters, bias)):
         result: Tensor = handle_torch_function(

@@ -1,1 +1,1 @@
-"""What torch.ops.torchconv's operators need beside their kernels: one module for each part of torch."""
+"""The operators' registrations, one module for each part of torch: autograd, fake tensors, vmap, and so on."""

@@ -1,6 +1,6 @@
 """torch.autocast: the forward operators run in its lower precision, like torch's own convolutions.
 
-Derivatives of every order have the dtype of what they are derivatives of (autograd.without_autocast).
+Derivatives of every order have the dtype of their function (autograd.without_autocast).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def wanted_gradients(ctx: Any) -> tuple[bool, ...]:
     try:
         nodes = [node for node, _ in ctx.next_functions]  # of the tensors, which come first
         wanted = [need and will_run(node) for need, node in zip(needed, nodes, strict=False)]
-    except Exception:  # nobody but the engine knows, and it is not running
+    except Exception:  # only the engine knows, and it is not running
         return needed
     return (*wanted, *needed[len(wanted) :])
 
@@ -89,7 +89,7 @@ def call_op(op: Call, tensors: tuple[Any, ...], size: Any, geometry: Geometry, *
 
 
 def without_autocast(derivative: Callable[..., Any]) -> Callable[..., Any]:
-    """Derivatives have the dtype of what they are derivatives of, whatever is switched on where they are computed."""
+    """Derivatives have the dtype of their function, whether or not autocast is active when they are computed."""
 
     def inner(ctx: Any, *args: Any) -> Any:
         if not autocast_is_active():

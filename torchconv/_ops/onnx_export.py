@@ -1,4 +1,4 @@
-"""What torch.onnx.export is given instead of our operators: torch's own, which it knows how to translate."""
+"""torch.onnx.export gets torch's convolution instead of our operators, since it can translate that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchconv.activations import ACTIVATIONS
 
 
 def for_onnx() -> bool:
-    """Whether torch.onnx.export is what calls the layer: by torch.export, or by torch.jit.trace."""
+    """Whether torch.onnx.export calls the layer: by torch.export, or by torch.jit.trace."""
     follows = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined, no-untyped-call]
     return follows and torch.onnx.is_in_onnx_export()
 

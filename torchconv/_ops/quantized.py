@@ -1,4 +1,4 @@
-"""Quantized tensors: torchconv has no kernels for them, and says what to do instead."""
+"""Quantized tensors: torchconv has no kernels for them; the error says what to use instead."""
 
 from __future__ import annotations
 

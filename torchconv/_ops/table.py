@@ -45,7 +45,7 @@ class Operator(NamedTuple):
         return 3 if self.fused else 2
 
     def slots(self, a: Any, b: Any, result: Any) -> dict[str, Any]:
-        """What belongs to x, w and y, of two operands and the result."""
+        """Two operands and the result, by their slots x, w and y."""
         return dict(zip(self.operands + self.result, (a, b, result), strict=True))
 
 

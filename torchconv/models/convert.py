@@ -21,7 +21,7 @@ from torchconv.layers import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_
 from torchconv.models.fold import Convert, fold
 from torchconv.models.module_state import qualified_name, unwrapped
 
-#: What the layers of torch.nn become, and what lazy ones become when their first input has come.
+#: The classes of torch.nn and their counterparts; for lazy ones, the class after their first input.
 OURS: dict[type, type] = {nn.Conv2d: Conv2d, nn.Conv1d: Conv1d, nn.ConvTranspose2d: ConvTranspose2d}
 LAZY: dict[type, type] = {
     nn.LazyConv2d: Conv2d,
@@ -41,7 +41,7 @@ NOTHING = (
 
 @dataclass
 class Report:
-    """What `convert` or `revert` did. Printed, or shown in a notebook, it is a table.
+    """The result of `convert` or `revert`. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         model: the model. With folding, a new torch.fx.GraphModule.
@@ -87,7 +87,7 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
     A layer changes its class and stays the same object: parameters, buffers, hooks, optimizers, shared layers and
     references from elsewhere remain as they are, and nothing is computed. Lazy layers change when their first input has
     come, parametrized ones keep their parametrizations, and timm's Conv2dSame gets padding="same". Subclasses change if
-    they have no forward of their own (they remain instances of their class). All other convolutions are left alone and
+    they have no own forward (they remain instances of their class). All other convolutions are left alone and
     reported: other kinds (Conv3d, quantized, compiled by torch.jit, ...), and layers on devices and of dtypes that
     torchconv has no kernels for. Functions (torch.nn.functional.conv2d) are not seen.
 
@@ -130,7 +130,7 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
 
 
 def revert(model: nn.Module) -> Report:
-    """Make every Conv2d, Conv1d and ConvTranspose2d of torchconv what `convert` has found it as, or else torch.nn's.
+    """Make every Conv2d, Conv1d and ConvTranspose2d of torchconv what `convert` has found, or else torch.nn's.
 
     It happens in place. Layers that torch.nn's cannot be are left alone and reported: with an activation, with
     different paddings on opposite sides, with padding="same" and strides.
@@ -183,7 +183,7 @@ def converting() -> Iterator[Report]:
 
 
 def convert_into(report: Report) -> Convert:
-    """A function of a name and a layer, which converts the layer, if it can, and writes to the report what it did."""
+    """A function of a name and a layer, which converts the layer, if possible, and adds it to the report."""
 
     def write(name: str, layer: nn.Module) -> bool:
         if is_ours(layer) or not is_convolution(layer):
@@ -231,7 +231,7 @@ def class_name(layer: nn.Module) -> str:
 
 
 def stored(layer: nn.Module, name: str) -> Any:
-    """An attribute as it is stored. What is computed when it is read (a parametrization, a property) is None."""
+    """An attribute as it is stored. None if it is computed when it is read (a parametrization, a property)."""
     for place in (vars(layer), layer._parameters, layer._buffers, layer._modules):
         if name in place:
             return place[name]

@@ -1,4 +1,4 @@
-"""torchconv.explain: what a layer or a model costs, layer by layer, before it has run."""
+"""torchconv.explain: memory, multiplications and kernels of a model, layer by layer, before it has run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Choice:
     Attributes:
         op: "conv2d", "conv2d_grad_input" or "conv2d_grad_weight".
         implementation: its name, as in torchconv.implementations().
-        passed_over: the implementations that are asked before it, and why each of them is not taken.
+        passed_over: the implementations before it in the list, and the reason why each is not chosen.
         scratch_bytes: working memory that all threads together need for it, measured. Later calls use it again. 0 on a
             GPU, where torch's allocator lends it.
         plan: how it cuts the problem into tiles and blocks, in words.
@@ -52,18 +52,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of one module, or what a module does between the calls of its children.
+    """One call of one module, or the operators of a module between the calls of its children.
 
     Attributes:
         name, kind: of the module: its name in the model, and its class.
         input_shape, output_shape: of the first tensor that goes in and of the first that comes out.
-        parameters: numbers that are learned.
+        parameters: the number of elements of the parameters.
         macs: multiplications (each followed by an addition) of convolutions and matrix products.
         output_bytes: of the result; 0 if it lies in the memory of the input.
         saved_bytes: that the call keeps for backward, besides what an earlier layer keeps, and parameters. (An LSTM
             keeps a workspace, too, whose size only oneDNN knows.)
         choices: of the operators of torchconv that run in it; in training mode those of its backward pass, too, if
-            somebody asks for their result (the gradient of the model's input, nobody).
+            their result is needed (the gradient of the model's input is not).
     """
 
     name: str
@@ -101,12 +101,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` tells. Printed, or shown in a notebook, it is a table.
+    """The result of `explain`. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         layers: in the order of their calls.
         input_shapes, input_bytes, output_shape: of the model.
-        parameters: numbers that are learned, those of shared layers once.
+        parameters: the number of elements of the parameters, those of shared layers once.
         inference_peak_bytes: the most that input and results take at one time where gradients are switched off,
             without what operators of others than torchconv need while they run.
     """
@@ -173,7 +173,7 @@ class Explanation:
 
     @property
     def _below(self) -> str:
-        """What stands below the table: the memory of the whole, and of a single layer its choices."""
+        """The text below the table: total memory, and the choices of a single layer."""
         memory = (
             f"training keeps {mb(self.training_bytes)} MB; inference takes {mb(self.inference_bytes)} MB for two "
             f"layers at a time, {mb(self.inference_peak_bytes)} MB at its peak"
@@ -238,7 +238,7 @@ def explain(
     memory_format: torch.memory_format = torch.contiguous_format,
     measure_scratch: bool = True,
 ) -> Explanation:
-    """What a call of the layer or model costs: sizes, parameters, multiplications, memory, and the kernels that run.
+    """The cost of a call of the layer or model: sizes, parameters, multiplications, memory, and the kernels that run.
 
     The model is called on tensors without data: that takes no memory, and changes nothing in it. Only the operators of
     torchconv are run, each distinct one once and by itself, to measure their working memory.

@@ -42,7 +42,7 @@ FUNCTIONS: dict[Any, str] = {
 }
 #: The classes of other libraries that are a BatchNorm2d followed by their children `drop` and `act`.
 AND_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
-#: What can be converted.
+#: The classes that can be converted.
 CONVOLUTIONS = (nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d)
 METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 
@@ -58,7 +58,7 @@ class Tracer(fx.Tracer):
 def fold(
     model: nn.Module, convert: Convert, folded: dict[str, list[str]], activation: bool, batchnorm: bool
 ) -> tuple[nn.Module, str | None]:
-    """A model of the same parameters and results, in which convolutions do what follows them; or why there is none.
+    """A model of the same parameters and results, with layers folded into convolutions; or the reason if there is none.
 
     `convert(name, layer)` makes a layer one of torchconv's, if it can. What is folded into which layer is written to
     `folded`. A model that torch.fx cannot trace comes back with other convolutions, and nothing folded.
@@ -116,7 +116,7 @@ def called(model: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def has_hooks(module: nn.Module | None) -> bool:
-    """Whether somebody looks at its calls, computes its weights before them, or has replaced its forward."""
+    """Whether it has hooks, or its forward has been replaced."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if module is None:
         return False
@@ -132,7 +132,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 def fold_into(
     traced: fx.GraphModule, node: fx.Node, layer: Conv2d | Conv1d, activation: bool, batchnorm: bool
 ) -> list[str]:
-    """Fold into a layer what alone follows its call, and take that out of the graph; its names."""
+    """Fold into a layer the only users of its result, and remove them from the graph; returns their names."""
     parts = []
 
     def follower() -> fx.Node | None:

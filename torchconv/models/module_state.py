@@ -1,4 +1,4 @@
-"""What convert and explain need to leave other people's modules as they were."""
+"""Copies and restores the attributes of modules, for convert and explain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def left_alone(model: nn.Module) -> Iterator[None]:
-    """What the code of the model sets on its modules within the block, such as a cache, is gone after it."""
+    """Restores the attributes of all modules at the end of the block: caches that forward sets, for example."""
     before = [(module, attributes(module)) for module in model.modules()]
     try:
         yield

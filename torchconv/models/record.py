@@ -1,4 +1,4 @@
-"""What happens in a call of a model, recorded on tensors without data: for torchconv.explain."""
+"""Records a call of a model on tensors without data, for torchconv.explain."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operator that has run, by its three slots; and its derivatives: of the other two, those that are asked for."""
+    """An operator that has run, by its three slots; and its derivatives: of the other two, those that are needed."""
 
     op: str
     derivatives: tuple[str, ...]
@@ -86,7 +86,7 @@ class Call:
 
     @property
     def output_bytes(self) -> int:
-        """Of a result in memory of its own."""
+        """Of a result with its own memory."""
         x, y = self.input, self.output
         if y is None or self.has_inner_calls or (x is not None and storage_of(x) == storage_of(y)):
             return 0
@@ -101,7 +101,7 @@ def lstm_flops(x: Any, w_input: Any, w_hidden: Any, *rest: Any, out_shape: Any =
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records the calls of all modules of a model, by hooks that it leaves there (see module_state.left_alone).
 
-    `state`: the parameters and buffers of the model, which nobody has to save.
+    `state`: the parameters and buffers of the model, which need not be saved.
     """
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
@@ -153,7 +153,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.stack.pop().output = first_tensor(output)
 
     def count(self) -> None:
-        """What was multiplied since the last time belongs to the innermost call."""
+        """Multiplications since the last call of this method belong to the innermost module."""
         total = self.flops.get_total_flops()
         if self.stack:
             self.stack[-1].macs += (total - self.counted) // 2
