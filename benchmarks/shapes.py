@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, replace
 Pair = tuple[int, int]
 
 #: The groups in which results are summed up, in the order in which they are shown.
-KINDS = ["1x1", "3x3", "3x3 s2", "stem", "depthwise 3x3", "depthwise 5x5/7x7", "grouped", "few channels", "other"]
+KINDS = [
+    "1x1", "3x3", "3x3 s2", "stem", "depthwise 3x3", "depthwise 5x5/7x7", "grouped", "few channels", "patches",
+    "whole input", "1-d", "other",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,12 @@ class Layer:
             return sizes.get(self.kernel, "other")
         if self.groups > 1:
             return "grouped"
+        if self.kernel == (self.H, self.W):
+            return "whole input"
+        if self.H == 1:
+            return "1-d"
+        if self.kernel == self.stride and self.kernel != (1, 1):
+            return "patches"
         if max(self.C, self.K) <= 16:
             return "few channels"
         if self.C <= 4 and self.kernel != (1, 1):
@@ -122,12 +131,19 @@ class Walk:
     layers: list[Layer] = field(default_factory=list)
 
     def conv(
-        self, K: int, kernel: int, stride: int = 1, padding: int | None = None, groups: int = 1, beside: bool = False
+        self,
+        K: int,
+        kernel: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | None = None,
+        groups: int = 1,
+        beside: bool = False,
     ) -> None:
-        """A square convolution, centred unless told otherwise. One beside the way leaves the sizes as they are."""
+        """A convolution, centred unless told otherwise. One beside the way leaves the sizes as they are."""
+        R, S = pair(kernel)
         layer = Layer(
-            self.network, f"conv{len(self.layers) + 1}", self.N, self.C, self.H, self.W, K, pair(kernel),
-            stride=pair(stride), padding=pair(kernel // 2 if padding is None else padding), groups=groups,
+            self.network, f"conv{len(self.layers) + 1}", self.N, self.C, self.H, self.W, K, (R, S),
+            stride=pair(stride), padding=pair((R // 2, S // 2) if padding is None else padding), groups=groups,
         )  # fmt: skip
         self.layers.append(layer)
         if not beside:
@@ -136,6 +152,10 @@ class Walk:
     def shrink(self, by: int = 2) -> None:
         """Pooling."""
         self.H, self.W = self.H // by, self.W // by
+
+    def start(self, N: int, C: int, H: int, W: int) -> None:
+        """Another input: of a layer that is no part of the way."""
+        self.N, self.C, self.H, self.W = N, C, H, W
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -264,6 +284,97 @@ def stable_diffusion(walk: Walk) -> None:
             walk.conv(K, 3, 2)
 
 
+def vision_transformers(walk: Walk) -> None:
+    """The patch embeddings of ViT-B/16, B/32 and L/14 (arXiv 2010.11929) and of Swin-T (arXiv 2103.14030)."""
+    for K, patch in ((768, 16), (768, 32), (1024, 14), (96, 4)):
+        walk.conv(K, patch, patch, padding=0, beside=True)
+
+
+def dcgan(walk: Walk) -> None:
+    """arXiv 1511.06434, on 64 x 64 pixels. The generator's layers are the gradients of these, its first the last."""
+    for K in (64, 128, 256, 512):
+        walk.conv(K, 4, 2, padding=1)
+    walk.conv(1, 4, padding=0, beside=True)
+    walk.conv(100, 4, padding=0)
+
+
+def super_resolution(walk: Walk) -> None:
+    """SRCNN (arXiv 1501.00092, 9-1-5) and ESPCN (arXiv 1609.05158, factor 3)."""
+    walk.conv(64, 9)
+    walk.conv(32, 1)
+    walk.conv(1, 5)
+    walk.conv(64, 5)
+    walk.conv(32, 3)
+    walk.conv(9, 3)
+
+
+def yolo_v5m(walk: Walk) -> None:
+    """The stem, the downsampling layers and the largest head of YOLOv5m (v6)."""
+    walk.conv(48, 6, 2, padding=2)
+    for K in (96, 192, 384, 768):
+        walk.conv(K, 3, 2)
+        walk.conv(K // 2, 1, beside=True)
+    walk.start(walk.N, 192, 80, 80)
+    walk.conv(255, 1)
+
+
+def mask_rcnn(walk: Walk) -> None:
+    """The heads of Mask R-CNN (arXiv 1703.06870, with 4 convolutions and a fully connected layer for boxes).
+
+    The transposed convolution of the mask head is the gradient of the 2x2 layer.
+    """
+    walk.conv(256, 3)
+    walk.conv(3, 1, beside=True)
+    walk.conv(12, 1, beside=True)
+    walk.start(32, 256, 7, 7)
+    walk.conv(256, 3)
+    walk.conv(1024, 7, padding=0)
+    walk.conv(1024, 1)
+    walk.conv(91, 1, beside=True)
+    walk.start(32, 256, 14, 14)
+    walk.conv(256, 3)
+    walk.start(32, 256, 28, 28)
+    walk.conv(256, 2, 2, padding=0, beside=True)
+    walk.conv(91, 1)
+
+
+def diffusion_vae(walk: Walk) -> None:
+    """The encoder of the autoencoder of Stable Diffusion, and the ends of the decoder, for images of 256 x 256."""
+    walk.conv(128, 3)
+    for level, K in enumerate((128, 256, 512, 512)):
+        walk.conv(K, 3)
+        walk.conv(K, 3)
+        if level < 3:
+            walk.conv(K, 3, 2)
+    walk.conv(8, 3)
+    walk.start(walk.N, 4, walk.H, walk.W)
+    walk.conv(512, 3)
+    walk.start(walk.N, 128, 256, 256)
+    walk.conv(3, 3)
+
+
+def wav2vec2(walk: Walk) -> None:
+    """arXiv 2006.11477, two seconds at 16 kHz; the positional convolution of the last layer is HuBERT's, too."""
+    walk.conv(512, (1, 10), (1, 5), padding=0)
+    for _ in range(4):
+        walk.conv(512, (1, 3), (1, 2), padding=0)
+    for _ in range(2):
+        walk.conv(512, (1, 2), (1, 2), padding=0)
+    walk.C = 768
+    walk.conv(768, (1, 128), padding=(0, 64), groups=16)
+
+
+def whisper(walk: Walk) -> None:
+    """The base model (arXiv 2212.04356): 30 seconds as 3000 frames of 80 mel bands."""
+    walk.conv(512, (1, 3))
+    walk.conv(512, (1, 3), (1, 2))
+
+
+def spectrogram(walk: Walk) -> None:
+    """A short-time Fourier transform as a convolution: windows of 25 ms every 10 ms, two seconds at 16 kHz."""
+    walk.conv(402, (1, 400), (1, 160), padding=0)
+
+
 def lenet5(walk: Walk) -> None:
     """LeCun et al. 1998, on MNIST."""
     walk.conv(6, 5)
@@ -289,6 +400,15 @@ NETWORKS: dict[str, tuple[Callable[[Walk], None], tuple[int, int, int, int]]] = 
     "stable_diffusion": (stable_diffusion, (2, 4, 64, 64)),
     "lenet5": (lenet5, (64, 1, 28, 28)),
     "chapter": (chapter, (1, 3, 100, 150)),
+    "vision_transformers": (vision_transformers, (8, 3, 224, 224)),
+    "dcgan": (dcgan, (16, 3, 64, 64)),
+    "super_resolution": (super_resolution, (2, 1, 128, 128)),
+    "yolo_v5m": (yolo_v5m, (1, 3, 640, 640)),
+    "mask_rcnn": (mask_rcnn, (1, 256, 50, 68)),
+    "diffusion_vae": (diffusion_vae, (1, 3, 256, 256)),
+    "wav2vec2": (wav2vec2, (2, 1, 1, 32000)),
+    "whisper": (whisper, (1, 80, 1, 3000)),
+    "spectrogram": (spectrogram, (8, 1, 1, 32000)),
 }
 
 
@@ -350,7 +470,7 @@ EDGE = [
     edge("large depthwise", (8, 64, 28, 28), 64, 31, groups=64),
     edge("large dense", (2, 32, 56, 56), 32, 11),
     edge("stride 4 of 3x3", (8, 64, 56, 56), 128, 3, stride=4),
-    edge("patches of 16", (8, 3, 224, 224), 768, 16, stride=16, padding=0),
+    edge("stem of Inception", (8, 3, 299, 299), 32, 3, stride=2, padding=0),
     edge("2 groups", (8, 96, 27, 27), 256, 5, groups=2),
     edge("groups of 16 channels", (8, 256, 28, 28), 256, 3, groups=16),
     edge("groups of 32 channels", (8, 256, 28, 28), 256, 3, groups=8),

@@ -1,4 +1,4 @@
-// The three operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in
+// The operators on plain views: check, allocate, choose the implementation, run. Torch's tensors reach them in
 // two ways: through the dispatcher (torch/library.cpp), and around it where nothing but autograd listens
 // (torch/fast_path.cpp).
 #pragma once

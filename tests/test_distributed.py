@@ -68,6 +68,7 @@ def test_two_processes_compute_what_one_does():
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_strategies_divide_one_dimension_of_two_tensors(operator):
     for way in strategies(operator, 1, False, "none")[1:]:
+        assert len(way) == operator.tensors + 1
         bilinear = [*way[:2], way[-1]]
         assert sum(isinstance(placement, Shard) for placement in bilinear) == 2
         (whole,) = (i for i, placement in enumerate(bilinear) if not isinstance(placement, Shard))

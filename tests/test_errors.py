@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import torchconv
 from torchconv import Conv1d, Conv2d, ConvTranspose2d, functional
 from torchconv._ops.fake import FLOATS
+from torchconv._ops.table import OPERATORS
 
 ops = torch.ops.torchconv
 HUGE = 2**62
@@ -271,9 +272,9 @@ def test_implementation_names():
 
 def test_names_of_rows_for_another_device():
     """The operators are there for CUDA whatever the build, and the choice is made by the device of the operands."""
-    for name in "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_bias_act":
+    for operator in OPERATORS:
         for key in "CPU", "CUDA":
-            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torchconv::{name}", key)
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torchconv::{operator.name}", key)
     with FakeTensorMode():
         x, w = torch.empty(1, 2, 5, 5, device="cuda"), torch.empty(3, 2, 3, 3, device="cuda")
     words = r'implementation "cpu\.reference" is not for tensors on cuda; known implementations: .*cpu\.reference'

@@ -1,4 +1,4 @@
-"""The table of operators (torchconv/operators.py), and the checks of their arguments, which exist twice: in C++ for data
+"""The table of operators (torchconv/_ops/table.py), and the checks of their arguments, which exist twice: in C++ for data
 and in Python for tensors without data."""
 
 import itertools
@@ -30,8 +30,7 @@ WRONG = {
 def arguments_of(operator):
     """The names and right values of all arguments but the implementation."""
     found = {slot: SIZES[slot] for slot in operator.operands}
-    if operator.fused:
-        found["bias"] = None
+    found.update(dict.fromkeys(operator.others))
     if operator.size:
         found[operator.size] = SIZES[operator.result][2:]
     return {**found, **GEOMETRY}
@@ -39,7 +38,7 @@ def arguments_of(operator):
 
 def outcome(operator, arguments, device):
     """Size and strides of the result, or the error message."""
-    tensors = {*operator.operands, "bias"}
+    tensors = {*operator.operands, *operator.others}
     given = [
         torch.ones(value, device=device) if name in tensors and value is not None else value
         for name, value in arguments.items()
@@ -74,7 +73,7 @@ def test_the_table_is_that_of_the_schemas():
         assert names[:2] == [*operator.operands]
         assert names[: len(arguments_of(operator))] == [*arguments_of(operator)]
         tensors = [argument for argument in operator.op._schema.arguments if "Tensor" in str(argument.type)]
-        assert len(tensors) == operator.tensors
+        assert [argument.name for argument in tensors] == [*operator.operands, *operator.others]
 
 
 def test_each_slot_is_computed_from_the_other_two():
@@ -90,12 +89,12 @@ def test_each_operator_has_all_that_the_table_drives(operator):
     assert all(has(key, name) for name in ("CPU", "Autograd", "Meta", "QuantizedCPU", "FuncTorchBatched"))
     assert has(key, "AutocastCPU") == has(key, "AutocastCUDA") == operator.autocast
     assert hasattr(torchconv._C, operator.name)
-    assert (operator.op in torchconv.onnx.translations()) == operator.autocast
+    assert (operator.op in torchconv.onnx.translations()) == (operator.result != "w")
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_flops_are_those_of_the_convolution(operator):
-    given = [torch.ones(value) if name in "xwy" else value for name, value in arguments_of(operator).items()]
+    given = [torch.ones(value) if name in SIZES else value for name, value in arguments_of(operator).items()]
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         operator.op(*given)
     n, k, p, q = SIZES["y"]

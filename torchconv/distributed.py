@@ -30,8 +30,9 @@ def strategies(operator: Operator, groups: int, has_bias: bool, activation: str)
         ]
         if result is None and (has_bias or activation != "none"):
             continue  # to be applied to the whole sum
-        bias = [Shard(0) if axis == "K" else Replicate()] if operator.fused else []
-        ways.append([*(operand or Replicate() for operand in operands), *bias, result or Partial()])
+        bias = Shard(0) if axis == "K" else Replicate()
+        others = [{"bias": bias}[name] for name in operator.others]
+        ways.append([*(operand or Replicate() for operand in operands), *others, result or Partial()])
     return ways
 
 
@@ -46,8 +47,8 @@ def register(operator: Operator) -> None:
         found: list[Strategy] = []
         for *tensors, result in strategies(operator, given["groups"], has_bias, given.get("activation", "none")):
             placed: list[Placement | None] = [*tensors]
-            if operator.fused and not has_bias:
-                placed[2] = None
+            if "bias" in operator.others and not has_bias:
+                placed[2 + operator.others.index("bias")] = None
             found.append(([result], placed + rest))
         return found
 

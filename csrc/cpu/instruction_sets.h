@@ -7,6 +7,7 @@
 #include "../epilogue.h"
 #include "../intmath.h"
 #include "../registry.h"
+#include "../simplify.h"
 #include "cpu_features.h"
 #include "parallel.h"
 #include "scratch.h"

@@ -58,7 +58,7 @@ constexpr const char* compiler = __VERSION__;  // "Clang 18.1.3 (...)"
 constexpr const char* compiler = "GCC " __VERSION__;
 #endif
 
-// torchconv/diagnose.py looks for these words in the file when it cannot be loaded.
+// torchconv/_diagnose.py looks for these words in the file when it cannot be loaded.
 const char* const stamp = "torchconv was built with torch " TORCH_VERSION ".";
 
 std::map<std::string, std::string> build_info() {

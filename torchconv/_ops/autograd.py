@@ -1,13 +1,13 @@
 """The operators and their derivatives, of every order and in both modes.
 
-Each operator is linear in both of its operands, and the derivative of each is the other two:
+Each of the three operators is linear in both of its operands, and the derivative of each is the other two:
 
     op                       result   d/da, given dc             d/db, given dc
     conv2d(x, w)             y        grad_input(dy, w)          grad_weight(x, dy)
     grad_input(y, w)         x        conv2d(dx, w)              grad_weight(dx, y)
     grad_weight(x, y)        w        grad_input(y, dw)          conv2d(x, dw)
 
-Thus the derivative with respect to a slot is the operator that computes this slot (operators.py has their table). The
+Thus the derivative with respect to a slot is the operator that computes this slot (table.py lists them). The
 functions of this module take the tensors of an operator, the size of its result (None for conv2d), and a Geometry.
 """
 

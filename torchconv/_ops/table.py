@@ -24,7 +24,7 @@ class Operator(NamedTuple):
         operands: the slots of its first two arguments.
         result: its slot.
         size: the argument with height and width of the result, if the operands do not tell them.
-        fused: whether it has a third tensor, the bias, and an activation.
+        others: the names of its further tensors, after the operands. Without any, it is linear in both operands.
         autocast: whether torch.autocast lowers its precision, as of the forward pass of a layer.
     """
 
@@ -32,7 +32,7 @@ class Operator(NamedTuple):
     operands: str
     result: str
     size: str | None = None
-    fused: bool = False
+    others: tuple[str, ...] = ()
     autocast: bool = True
 
     @property
@@ -42,7 +42,7 @@ class Operator(NamedTuple):
     @property
     def tensors(self) -> int:
         """The number of tensors among its arguments, which begin with them."""
-        return 3 if self.fused else 2
+        return 2 + len(self.others)
 
     def slots(self, a: Any, b: Any, result: Any) -> dict[str, Any]:
         """Two operands and the result, by their slots x, w and y."""
@@ -53,9 +53,9 @@ OPERATORS = (
     Operator("conv2d", "xw", "y"),
     Operator("conv2d_grad_input", "yw", "x", size="input_size"),  # forward of a transposed convolution
     Operator("conv2d_grad_weight", "xy", "w", size="kernel_size", autocast=False),
-    Operator("conv2d_bias_act", "xw", "y", fused=True),
+    Operator("conv2d_bias_act", "xw", "y", others=("bias",)),
 )
 
 #: The three operators that are linear in both operands, by the slot that they compute.
-BILINEAR = {operator.result: operator for operator in OPERATORS if not operator.fused}
+BILINEAR = {operator.result: operator for operator in OPERATORS if not operator.others}
 BY_NAME = {operator.name: operator for operator in OPERATORS}

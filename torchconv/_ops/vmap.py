@@ -77,7 +77,6 @@ def register(operator: Operator) -> Callable[..., tuple[Tensor, int]]:
 rules = {slot: register(operator) for slot, operator in BILINEAR.items()}
 
 
-@torch.library.register_vmap(ops.conv2d_bias_act.default)
 def bias_act_rule(
     info: Any, in_dims: Sequence[int | None], x: Tensor, w: Tensor, bias: Tensor | None, stride: Any, padding: Any,
     dilation: Any, groups: int, activation: str = "none", slope: float = 0.01, implementation: str | None = None,
@@ -100,3 +99,6 @@ def bias_act_rule(
         check_bias(bias[0], x, z.shape[2])
         z = z + bias[:, None, :, None, None]
     return ACTIVATIONS[activation].apply(z, slope), 0
+
+
+torch.library.register_vmap(ops.conv2d_bias_act.default, bias_act_rule)

@@ -30,6 +30,8 @@
 
 #include "gemm_grad_weight.h"
 
+#include "linear.h"
+
 #include "winograd_transforms.h"
 
 #include "winograd_guard.h"

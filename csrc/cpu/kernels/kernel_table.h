@@ -7,7 +7,7 @@
 //   supported, suited     the problems that it supports and suits, in words
 //   suits(Conv, Op)       whether it is likely to be faster than the implementations after it
 //   Correlate<S>          a plan of forward or grad_input, constructed from the parts of the result
-//   GradWeight<S>         a plan of grad_weight, constructed from the problem
+//   GradWeight<S>         a plan of grad_weight, constructed from the problem; may be missing
 //
 // A plan has these members:
 //   possible              whether the kernel supports the problem
@@ -31,6 +31,9 @@ struct TypeList {
 
 using AllTypes = TypeList<double, float, BFloat16, Half>;
 
+template <class Kernel>
+concept has_grad_weight = requires { typename Kernel::template GradWeight<float>; };
+
 // The operators of an implementation, defined in run.h.
 template <class Kernel>
 struct Operators {
@@ -46,22 +49,31 @@ inline std::string in_phases(size_t phases) { return phases > 1 ? counted(phases
 // longer than computing them.
 constexpr double max_phases = 4096;
 
-// Implementation::plan. Empty problems are left to the reference.
+// Implementation::plan, of the simplified problem. Empty problems are left to the reference.
 template <class Kernel>
-bool make_plan(const Conv& conv, Op op, AnyPlan& plan) {
-  if (conv.N == 0 || conv.C == 0 || conv.K == 0 || conv.rows.in == 0 || conv.cols.in == 0) return false;
+bool make_plan(const Conv& given, Op op, AnyPlan& plan) {
+  if (given.N == 0 || given.C == 0 || given.K == 0 || given.rows.in == 0 || given.cols.in == 0) return false;
+  const Conv conv = simplified(given, op);
   if (op == Op::grad_input && grad_input_phases(conv) > max_phases) return false;
   bool possible = false;
   Kernel::Types::with(conv.dtype, [&](auto t) {
     using Correlate = typename Kernel::template Correlate<decltype(t)>;
-    using GradWeight = typename Kernel::template GradWeight<decltype(t)>;
     switch (op) {
       case Op::forward: possible = plan.emplace<Correlate>(conv.dtype, forward_parts(conv)).possible; break;
       case Op::grad_input: possible = plan.emplace<Correlate>(conv.dtype, grad_input_parts(conv)).possible; break;
-      case Op::grad_weight: possible = plan.emplace<GradWeight>(conv.dtype, conv).possible; break;
+      case Op::grad_weight:
+        if constexpr (has_grad_weight<Kernel>)
+          possible = plan.emplace<typename Kernel::template GradWeight<decltype(t)>>(conv.dtype, conv).possible;
+        break;
     }
   });
   return possible;
+}
+
+// Implementation::suits.
+template <class Kernel>
+bool suits(const Conv& conv, Op op) {
+  return Kernel::suits(simplified(conv, op), op);
 }
 
 // Implementation::describe.
@@ -69,9 +81,10 @@ template <class Kernel>
 std::string describe(const AnyPlan& plan, Op op) {
   std::string text;
   Kernel::Types::with(plan.dtype(), [&](auto t) {
-    using Correlate = typename Kernel::template Correlate<decltype(t)>;
-    using GradWeight = typename Kernel::template GradWeight<decltype(t)>;
-    text = op == Op::grad_weight ? plan.get<GradWeight>().describe() : plan.get<Correlate>().describe();
+    using S = decltype(t);
+    if (op != Op::grad_weight) text = plan.get<typename Kernel::template Correlate<S>>().describe();
+    if constexpr (has_grad_weight<Kernel>)
+      if (op == Op::grad_weight) text = plan.get<typename Kernel::template GradWeight<S>>().describe();
   });
   return text;
 }
@@ -81,14 +94,14 @@ constexpr Implementation implementation() {
   return {.name = Kernel::name,
           .device = Device::cpu,
           .available = available,
-          .suits = Kernel::suits,
+          .suits = suits<Kernel>,
           .supported = Kernel::supported,
           .suited = Kernel::suited,
           .plan = make_plan<Kernel>,
           .describe = describe<Kernel>,
           .forward = Operators<Kernel>::forward,
           .grad_input = Operators<Kernel>::grad_input,
-          .grad_weight = Operators<Kernel>::grad_weight};
+          .grad_weight = has_grad_weight<Kernel> ? Operators<Kernel>::grad_weight : nullptr};
 }
 
 #define TORCHCONV_STRING(text) TORCHCONV_STRING_OF(text)
@@ -139,6 +152,33 @@ struct Gemm {
         : conv(conv), plan(gemm::weight_plan<E<S>, S>(conv)), possible(plan.possible) {}
     std::string describe() const { return plan.describe(); }
     void run(const S* x, const S* y, S* w) const { gemm::grad_weight<E<S>>(conv, plan, x, y, w); }
+  };
+};
+
+// linear, for a single output pixel.
+struct Linear {
+  static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("linear");
+  using Types = AllTypes;
+  static constexpr const char* supported =
+      "forward and grad_input of one group, with a single output pixel whose window is the whole input, and weights "
+      "that "
+      "are contiguous along input or output channels";
+  static constexpr const char* suited = "everything that it supports";
+
+  static bool suits(const Conv&, Op) { return true; }
+
+  template <class S>
+  struct Correlate {
+    Correlation conv;
+    linear::Plan<S> plan;
+    bool possible;
+
+    explicit Correlate(const Parts& parts)
+        : conv(parts.front().conv), plan(linear::plan<S>(conv)), possible(parts.size() == 1 && plan.possible) {}
+    std::string describe() const { return plan.describe(); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      linear::correlate(conv, plan, x, w, y, epilogue);
+    }
   };
 };
 

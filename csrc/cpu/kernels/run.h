@@ -18,9 +18,10 @@ void Operators<Kernel>::grad_input(const AnyPlan& plan, const void* y, const voi
 
 template <class Kernel>
 void Operators<Kernel>::grad_weight(const AnyPlan& plan, const void* x, const void* y, void* w) {
-  Kernel::Types::with(plan.dtype(), [&](auto t) {
-    using S = decltype(t);
-    plan.get<typename Kernel::template GradWeight<S>>().run(static_cast<const S*>(x), static_cast<const S*>(y),
-                                                            static_cast<S*>(w));
-  });
+  if constexpr (has_grad_weight<Kernel>)
+    Kernel::Types::with(plan.dtype(), [&](auto t) {
+      using S = decltype(t);
+      plan.get<typename Kernel::template GradWeight<S>>().run(static_cast<const S*>(x), static_cast<const S*>(y),
+                                                              static_cast<S*>(w));
+    });
 }

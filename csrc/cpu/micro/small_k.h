@@ -34,6 +34,26 @@ INLINE void reduce_lanes(V (&rows)[n]) {
   }
 }
 
+// Stores the sums of the lanes of `count` vectors, vector(i) for each i, to totals[i]. Writes up to 2 L elements more.
+template <int count, class T, class At>
+INLINE void add_lanes(const At& vector, T* totals) {
+  using V = typename Simd<T>::V;
+  constexpr int L = Simd<T>::lanes;
+  unroll<(count - 1) / L + 1>([&](auto block) __attribute__((always_inline)) {
+    V part[L];
+    unroll<L>([&](auto i) __attribute__((always_inline)) {
+      constexpr int at = block * L + i;
+      if constexpr (at < count) {
+        part[i] = vector(std::integral_constant<int, at>());
+      } else {
+        part[i] = V{};
+      }
+    });
+    reduce_lanes<L / 2>(part);
+    store(totals + block * L, part[0]);
+  });
+}
+
 // Computes `rows` rows, at most small_k_rows(channels). It always reads small_k_rows(channels) rows, so product.a has
 // that many pointers.
 template <class T, int channels>
@@ -58,17 +78,9 @@ void small_k_tile(const GemmTile<T>& product, int rows) {
     for (; k + L <= end; k += L) step(k);
     if (k < end) step(k, int(end - k));
   }
-  constexpr int accumulators = MR * channels, blocks = (accumulators - 1) / L + 1;
-  T totals[blocks * L + L];
-  unroll<blocks>([&](auto block) __attribute__((always_inline)) {
-    V part[L];
-    unroll<L>([&](auto i) __attribute__((always_inline)) {
-      constexpr int at = block * L + i;
-      part[i] = at < accumulators ? acc[at / channels < MR ? at / channels : 0][at % channels] : V{};
-    });
-    reduce_lanes<L / 2>(part);
-    store(totals + block * L, part[0]);
-  });
+  T totals[MR * channels + 2 * L];
+  add_lanes<MR * channels>([&](auto i) __attribute__((always_inline)) { return acc[i / channels][i % channels]; },
+                           totals);
   store_rows(product, rows, totals, channels);
 }
 
