@@ -1,7 +1,7 @@
 """Compares two builds of torchconv on this machine: the bits of all results, and the time of layers, in turns.
 
     python benchmarks/compare_builds.py BEFORE AFTER                    # folders that contain torchconv/
-    python benchmarks/compare_builds.py BEFORE AFTER --time resnet50    # layers whose "network name: label" contains it
+    python benchmarks/compare_builds.py BEFORE AFTER --time resnet50    # layers whose "network name: label" matches
 
 Bits: each implementation that both builds have, on the cases of tests/cases.py in every dtype and layout, and on 2,000
 random problems (those of tests/fuzz.py) in one dtype and layout each. The exit status is 1 if any result differs.
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,11 +92,8 @@ def answer() -> None:
 
     import torchconv
 
-    layers = {
-        f"{layer.network} {layer.name}: {layer.label}": layer
-        for name in shapes.NETWORKS
-        for layer in shapes.network(name)
-    }
+    networks = [layer for name in shapes.NETWORKS for layer in shapes.network(name)]
+    layers = {f"{layer.network} {layer.name}: {layer.label}": layer for layer in networks + shapes.EDGE}
     call, calls = None, 1
     for line in sys.stdin:
         question = json.loads(line)
@@ -143,9 +141,10 @@ def compare_bits(before: Build, after: Build, random: int) -> int:
 
 def compare_times(before: Build, after: Build, arguments: argparse.Namespace) -> None:
     ratios = []
-    for layer in before.ask("layers"):
-        if arguments.time not in layer:
-            continue
+    layers = [layer for layer in before.ask("layers") if re.search(arguments.time, layer)]
+    if not layers:
+        raise SystemExit(f"--time {arguments.time}: there is no such layer")
+    for layer in layers:
         for op in arguments.op.split(","):
             for build in before, after:
                 build.ask(
@@ -163,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--time", metavar="PART", help="time the layers with this in their name, instead of the bits")
+    parser.add_argument("--time", metavar="REGEX", help="time the layers whose name contains it, instead of the bits")
     parser.add_argument("--op", default="forward,grad_input,grad_weight")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--layout", default="nhwc", choices=["nchw", "nhwc"])

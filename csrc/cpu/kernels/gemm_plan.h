@@ -13,6 +13,7 @@ struct Plan {
   static constexpr int64_t weights_bytes = 8 << 20;  // the packed weights of one round
   static constexpr int64_t buffer_bytes = 2 << 20;   // the staging buffer, for results in another layout or dtype
   static constexpr int64_t max_channels = 512;       // of a channel block
+  static constexpr int64_t min_spread = 128;         // with fewer channels, joined taps are worth more
   static constexpr int64_t block_pixels = 16 * max_rows<2>;  // whole register tiles
 
   bool small_k = false;              // lanes are elements of runs (small_k_tile), not output channels
@@ -78,12 +79,18 @@ Plan<E, S> plan(const Correlation& conv) {
             .channels = channels,
             .channel_blocks = channel_blocks,
             .blocks = Blocks<S>(conv, Plan::block_pixels, channels, Plan::patch_bytes)};
-  // Pixels that are a multiple of 2 KiB apart fall into few sets of L1: a longer pitch spreads them.
-  if (conv.cols.kernel <= 1 && channels * size % 2048 == 0) plan.pitch += L;
   if (conv.cols.dilation == 1) plan.joined = std::max<int64_t>(1, conv.cols.kernel);
   plan.small_k = !paired && K <= max_small_k<S> &&
                  K * (plan.small_k_fmas_per_pixel(taps) + lane_reduction_cost) < double(taps) * C;
   if (plan.small_k) plan.lanes_per_panel = K;
+  // Pixels of a tile that are a multiple of 2 or 4 KiB apart fall into few sets of L1: a longer pitch spreads them.
+  // Then neighbouring taps are no longer one run.
+  const bool clash =
+      conv.cols.kernel <= 1 ? channels * size % 2048 == 0 : conv.cols.stride * channels * size % 4096 == 0;
+  if (clash && (conv.cols.kernel <= 1 || (!plan.small_k && channels >= Plan::min_spread))) {
+    plan.pitch += L;
+    plan.joined = 1;
+  }
   const int64_t NR = plan.lanes_per_panel;
   plan.panels = ceil_div(K, NR);
   const double panel = double(plan.block_size(conv, channels)) * channel_blocks * size;

@@ -27,8 +27,8 @@ INLINE void reduce_lanes(V (&rows)[n]) {
   if constexpr (block > 0) {
     unroll<block>([&](auto i) __attribute__((always_inline)) {
       const V a = rows[i], b = rows[i + block];
-      rows[i] = interleave<block, false>(a, b, std::make_index_sequence<n>()) +
-                interleave<block, true>(a, b, std::make_index_sequence<n>());
+      rows[i] = interleave<block, false>(a, b, std::make_integer_sequence<int, n>()) +
+                interleave<block, true>(a, b, std::make_integer_sequence<int, n>());
     });
     reduce_lanes<block / 2>(rows);
   }

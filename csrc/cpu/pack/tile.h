@@ -1,21 +1,25 @@
 // Tile copies, which every kernel uses: small matrices between tensors of any strides and dtype and the kernels' own
 // layout, rows of contiguous lanes in float or double. Where the lanes of a tensor are contiguous, rows are copied;
-// where its rows are (stride 1 from row to row), blocks are transposed in registers; else elements are loaded and
-// stored one by one. The fused epilogue is applied on the way out.
+// where its rows are (stride 1, or 2 on some machines, from row to row), blocks are transposed in registers; else
+// elements are loaded and stored one by one. The fused epilogue is applied on the way out.
 
-// Lane j of the result is a[j] where j & block is 0, else b[j - block]. With `further`, it is a[j + block] or b[j].
-template <int block, bool further, class V, size_t... j>
-INLINE V interleave(V a, V b, std::index_sequence<j...>) {
-  constexpr int n = sizeof...(j);
+// Lane j of the result is lane index[j] of two vectors, b's lanes after a's.
+template <class V, int... index>
+INLINE V shuffle(V a, V b, Indices<index...>) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b,
-                                 (further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...);
+  return __builtin_shufflevector(a, b, index...);
 #else
   using Index = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
   typedef Index Mask __attribute__((vector_size(sizeof(V))));
-  return __builtin_shuffle(a, b,
-                           Mask{Index(further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...});
+  return __builtin_shuffle(a, b, Mask{Index(index)...});
 #endif
+}
+
+// Lane j of the result is a[j] where j & block is 0, else b[j - block]. With `further`, it is a[j + block] or b[j].
+template <int block, bool further, class V, int... j>
+INLINE V interleave(V a, V b, Indices<j...>) {
+  constexpr int n = sizeof...(j);
+  return shuffle(a, b, Indices<(further ? (j & block ? n + j : j + block) : (j & block ? n + j - block : j))...>());
 }
 
 // The steps of a transpose for blocks of `block` x `block` elements and smaller.
@@ -25,8 +29,8 @@ INLINE void transpose_blocks(V (&rows)[n]) {
     unroll<n>([&](auto i) __attribute__((always_inline)) {
       if constexpr ((i & block) == 0) {
         const V a = rows[i], b = rows[i + block];
-        rows[i] = interleave<block, false>(a, b, std::make_index_sequence<n>());
-        rows[i + block] = interleave<block, true>(a, b, std::make_index_sequence<n>());
+        rows[i] = interleave<block, false>(a, b, std::make_integer_sequence<int, n>());
+        rows[i + block] = interleave<block, true>(a, b, std::make_integer_sequence<int, n>());
       }
     });
     transpose_blocks<block / 2>(rows);
@@ -67,21 +71,57 @@ void copy_rows(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch, in
   }
 }
 
-// Copies a matrix with contiguous columns to to[i * pitch + j], by transposing blocks in registers.
-template <class S>
+// Vector v of the elements of n rows, column by column: rows[0][0], rows[1][0], ..., rows[n - 1][0], rows[0][1], ...
+template <int n, int v, class V, int... j>
+INLINE V column_by_column(const V (&rows)[n], Indices<j...>) {
+  constexpr int L = sizeof...(j);
+  V result = shuffle(rows[0], rows[0], Indices<((v * L + j) / n)...>());
+  unroll<n - 1>([&](auto i) __attribute__((always_inline)) {
+    constexpr int row = i + 1;  // other rows keep their lanes
+    result = shuffle(result, rows[row], Indices<((v * L + j) % n == row ? L + (v * L + j) / n : j)...>());
+  });
+  return result;
+}
+
+// Copies a matrix of n contiguous columns, such as the channels of an image in NCHW, to rows without gaps.
+template <int n, class S>
+void copy_few_cols(const StridedMatrix<const S>& from, Acc<S>* to) {
+  constexpr int L = lanes<S>;
+  int64_t i = 0;
+  for (; i + L <= from.rows; i += L) {
+    Vector<S> rows[n];
+    unroll<n>([&](auto j) __attribute__((always_inline)) { rows[j] = load(from.data + i + j * from.col_stride); });
+    unroll<n>([&](auto v) __attribute__((always_inline)) {
+      store(to + i * n + v * L, column_by_column<n, v>(rows, std::make_integer_sequence<int, L>()));
+    });
+  }
+  for (; i < from.rows; ++i)
+    for (int j = 0; j < n; ++j) to[i * n + j] = Acc<S>(from.data[i + j * from.col_stride]);
+}
+
+// Copies a matrix to to[i * pitch + j] by transposing blocks in registers. `step` is the distance of its rows: 1, or 2
+// where vectors of every second element can be loaded.
+template <int step, class S>
 void copy_cols(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch) {
   constexpr int L = lanes<S>;
+  const auto load_rows = [&](const S* p, int count) __attribute__((always_inline)) {
+    if constexpr (step == 2) {
+      return load_every_second(p, count);
+    } else {
+      return count == L ? load(p) : load(p, count);
+    }
+  };
   for (int64_t j = 0; j < from.cols; j += L)
     for (int64_t i = 0; i < from.rows; i += L) {
-      const S* block = from.data + i + j * from.col_stride;
+      const S* block = from.data + i * step + j * from.col_stride;
       Vector<S> v[L];
       if (j + L <= from.cols && i + L <= from.rows) {
-        unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = load(block + l * from.col_stride); });
+        unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = load_rows(block + l * from.col_stride, L); });
         transpose(v);
         unroll<L>([&](auto l) __attribute__((always_inline)) { store(to + (i + l) * pitch + j, v[l]); });
       } else {
         const int width = std::min<int64_t>(L, from.cols - j), height = std::min<int64_t>(L, from.rows - i);
-        for (int l = 0; l < L; ++l) v[l] = l < width ? load(block + l * from.col_stride, height) : Vector<S>{};
+        for (int l = 0; l < L; ++l) v[l] = l < width ? load_rows(block + l * from.col_stride, height) : Vector<S>{};
         transpose(v);
         for (int l = 0; l < height; ++l) store(to + (i + l) * pitch + j, v[l], width);
       }
@@ -98,9 +138,17 @@ void read_tile(const StridedMatrix<const S>& from, Acc<S>* to, int64_t pitch, in
     copy_rows<S>({from.data, 1, elements, elements, 1}, to, pitch, ahead);
   } else if (from.col_stride == 1) {
     copy_rows(from, to, pitch, ahead);
+  } else if (from.row_stride == 1 && pitch == from.cols && from.cols <= 4) {
+    switch (from.cols) {
+      case 2: return copy_few_cols<2>(from, to);
+      case 3: return copy_few_cols<3>(from, to);
+      default: return copy_few_cols<4>(from, to);
+    }
   } else if (from.row_stride == 1) {
-    copy_cols(from, to, pitch);
+    copy_cols<1>(from, to, pitch);
   } else {
+    if constexpr (has_every_second<S>)
+      if (from.row_stride == 2 && from.rows > 1) return copy_cols<2>(from, to, pitch);
     for (int64_t i = 0; i < from.rows; ++i)
       for (int64_t j = 0; j < from.cols; ++j)
         to[i * pitch + j] = Acc<S>(from.data[i * from.row_stride + j * from.col_stride]);
@@ -137,24 +185,33 @@ void write_rows(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to, c
   }
 }
 
-// Stores fused(from[i * pitch + j]) to a matrix with contiguous columns, by transposing blocks in registers.
-template <class S>
+// Stores fused(from[i * pitch + j]) to a matrix by transposing blocks in registers. `step` as in copy_cols.
+template <int step, class S>
 void write_cols(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to, const FusedEpilogue<Acc<S>>& fused) {
   constexpr int L = lanes<S>;
+  const auto store_rows = [&](S* p, Vector<S> v, int count) __attribute__((always_inline)) {
+    if constexpr (step == 2) {
+      store_every_second(p, v, count);
+    } else if (count == L) {
+      store(p, v);
+    } else {
+      store(p, v, count);
+    }
+  };
   for (int64_t j = 0; j < to.cols; j += L)
     for (int64_t i = 0; i < to.rows; i += L) {
       const Acc<S>* block = from + i * pitch + j;
-      S* target = to.data + i + j * to.col_stride;
+      S* target = to.data + i * step + j * to.col_stride;
       Vector<S> v[L];
       if (j + L <= to.cols && i + L <= to.rows) {
         unroll<L>([&](auto l) __attribute__((always_inline)) { v[l] = fused(load(block + l * pitch), j); });
         transpose(v);
-        unroll<L>([&](auto l) __attribute__((always_inline)) { store(target + l * to.col_stride, v[l]); });
+        unroll<L>([&](auto l) __attribute__((always_inline)) { store_rows(target + l * to.col_stride, v[l], L); });
       } else {
         const int width = std::min<int64_t>(L, to.cols - j), height = std::min<int64_t>(L, to.rows - i);
         for (int l = 0; l < L; ++l) v[l] = l < height ? fused(load(block + l * pitch), j) : Vector<S>{};
         transpose(v);
-        for (int l = 0; l < width; ++l) store(target + l * to.col_stride, v[l], height);
+        for (int l = 0; l < width; ++l) store_rows(target + l * to.col_stride, v[l], height);
       }
     }
 }
@@ -168,8 +225,10 @@ void write_tile(const Acc<S>* from, int64_t pitch, const StridedMatrix<S>& to,
   if (to.col_stride == 1) {
     write_rows(from, pitch, to, fused);
   } else if (to.row_stride == 1) {
-    write_cols(from, pitch, to, fused);
+    write_cols<1>(from, pitch, to, fused);
   } else {
+    if constexpr (has_every_second<S>)
+      if (to.row_stride == 2 && to.rows > 1) return write_cols<2>(from, pitch, to, fused);
     for (int64_t i = 0; i < to.rows; ++i)
       for (int64_t j = 0; j < to.cols; j += L) {
         const Vector<S> v = fused(load(from + i * pitch + j), j);

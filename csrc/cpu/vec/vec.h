@@ -42,6 +42,11 @@ using Vector = typename Simd<Acc<S>>::V;
 template <class S>
 constexpr int lanes = Simd<Acc<S>>::lanes;
 
+// Whether load_every_second and store_every_second exist for tensors of S, which access the elements 0, 2, 4, ... from
+// an address on. An instruction set may specialize it.
+template <class S>
+constexpr bool has_every_second = false;
+
 // unroll<n>(body) calls body(0), body(1), ..., body(n - 1); each argument is a compile-time constant.
 template <class Body, int... i>
 INLINE void unroll(const Body& body, std::integer_sequence<int, i...>) {
