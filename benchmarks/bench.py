@@ -20,7 +20,7 @@ import report
 import torch
 from measure import LAYOUTS
 from report import OPS, LayerTimes
-from shapes import EDGE, NETWORKS, Layer, network
+from shapes import EDGE, NETWORKS, Layer, network, torchvision_network
 from torch import Tensor
 from tqdm import tqdm
 
@@ -191,8 +191,9 @@ def add_selection(parser: argparse.ArgumentParser, device: str = "cpu") -> None:
 
     add_choice("--network", list(NETWORKS), "may be repeated", action="append", default=[])
     parser.add_argument(
-        "--edge", action="store_true", help="single layers that no network has; without these two options: everything"
+        "--edge", action="store_true", help="single layers that no network has; without these three options: everything"
     )
+    parser.add_argument("--torchvision", metavar="MODEL", action="append", default=[], help="may be repeated")
     parser.add_argument("--layer", metavar="REGEX", default="", help='layers whose "network name: label" contains it')
     parser.add_argument("--batch", type=int, metavar="N", help="for the layers of networks, instead of the usual one")
     parser.add_argument("--op", type=comma_separated(OPS), default=OPS, metavar="OP,...", help=f"of {', '.join(OPS)}")
@@ -212,9 +213,10 @@ def comma_separated(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]
 
 
 def select_layers(arguments: argparse.Namespace) -> list[Layer]:
-    everything = not arguments.network and not arguments.edge
+    everything = not arguments.network and not arguments.edge and not arguments.torchvision
     names = list(NETWORKS) if everything else arguments.network
     layers = [layer for name in names for layer in network(name, arguments.batch)]
+    layers += [layer for name in arguments.torchvision for layer in torchvision_network(name, arguments.batch)]
     if arguments.edge or everything:
         layers += EDGE
     pattern = re.compile(arguments.layer)

@@ -20,21 +20,14 @@ from statistics import geometric_mean
 import measure
 import plot
 import torch
-from measure import CONTESTANTS, LAYOUTS, Times
+from measure import CONTESTANTS, LAYOUTS, Times, import_torchvision
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
 
 import torchconv
 
-try:
-    import torchvision
-except RuntimeError:
-    # torchvision's compiled operators load only beside the very build of torch that they were made for, and without
-    # them its import stops at these two. The networks need none of them: declaring the two is enough.
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
+torchvision = import_torchvision()
 
 MODELS = ["resnet50", "vgg16", "mobilenet_v2", "convnext_tiny", "efficientnet_b0"]
 

@@ -190,6 +190,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def import_torchvision() -> Any:
+    """torchvision, whose compiled operators load only beside the very build of torch that they were made for.
+
+    Without them its import stops at two operators. The networks need none of them: declaring the two is enough.
+    """
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision
+
+
 # ------------------------------------------------------------------------------------------------------------ results
 
 

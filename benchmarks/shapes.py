@@ -426,6 +426,32 @@ def network(name: str, batch: int | None = None) -> list[Layer]:
     return [replace(layer, N=batch or layer.N, multiplicity=times[shape]) for shape, layer in first.items()]
 
 
+def torchvision_network(name: str, batch: int | None = None) -> list[Layer]:
+    """The distinct convolutions of a model of torchvision, on 8 images of 224 x 224 pixels (Inception: 299 x 299)."""
+    import torch
+    from measure import import_torchvision
+
+    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}  # which takes a minute
+    model = import_torchvision().models.get_model(name, **options).eval()
+    x = torch.empty(1, 3, *2 * [299 if name.startswith("inception") else 224])
+    found: Counter[Layer] = Counter()
+
+    def record(layer: torch.nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
+        _, C, H, W = inputs[0].shape
+        kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+        shape = Layer(
+            name, "", batch or 8, C, H, W, layer.out_channels, kernel, stride, layer.padding, dilation, layer.groups
+        )  # fmt: skip
+        found[shape] += 1
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_pre_hook(record)
+    with torch.no_grad():
+        model(x)
+    return [replace(layer, name=f"conv{i + 1}", multiplicity=times) for i, (layer, times) in enumerate(found.items())]
+
+
 # -------------------------------------------------------------------------------------------------------- edge layers
 
 
