@@ -42,8 +42,8 @@ class FlushSubnormals {
 
 }  // namespace
 
-void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i), const void* body,
-                  Subnormals subnormals) {
+void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i, int64_t worker),
+                  const void* body, Subnormals subnormals) {
   const double useful = tasks * work / work_per_thread + 1;
   int64_t threads = useful < 2 ? 1 : thread_count();
   threads = threads < useful ? threads : static_cast<int64_t>(useful);
@@ -51,7 +51,7 @@ void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int
   if (threads <= 1) {
     std::optional<FlushSubnormals> flush;
     if (subnormals == Subnormals::flush) flush.emplace();
-    for (int64_t i = 0; i < tasks; ++i) call(body, i);
+    for (int64_t i = 0; i < tasks; ++i) call(body, i, 0);
     return;
   }
 
@@ -61,21 +61,21 @@ void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int
     int64_t end;
   };
   struct Loop {
-    void (*call)(const void* body, int64_t i);
+    void (*call)(const void* body, int64_t i, int64_t worker);
     const void* body;
     Subnormals subnormals;
     std::vector<Range> ranges;
     std::exception_ptr error{};
     std::mutex mutex{};
 
-    // Runs the tasks of range `thread`, then those left in the other ranges. After an exception no new task starts.
-    void run(size_t thread) {
+    // Runs the tasks of range `worker`, then those left in the other ranges. After an exception no new task starts.
+    void run(size_t worker) {
       std::optional<FlushSubnormals> flush;
       if (subnormals == Subnormals::flush) flush.emplace();
       try {
         for (size_t i = 0; i < ranges.size(); ++i) {
-          Range& range = ranges[(thread + i) % ranges.size()];
-          for (int64_t task; (task = range.next++) < range.end;) call(body, task);
+          Range& range = ranges[(worker + i) % ranges.size()];
+          for (int64_t task; (task = range.next++) < range.end;) call(body, task, worker);
         }
       } catch (...) {
         for (Range& range : ranges) range.next = range.end;

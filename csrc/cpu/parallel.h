@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace torchconv::cpu {
 
@@ -16,12 +17,13 @@ int64_t thread_count();
 // Whether subnormals count as zeros within a loop.
 enum class Subnormals : uint8_t { flush, keep };
 
-// The type-erased form of parallel_for: calls call(body, i) once for each i in [0, tasks).
-void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i), const void* body,
-                  Subnormals subnormals);
+// The type-erased form of parallel_for: calls call(body, i, worker) once for each i in [0, tasks).
+void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i, int64_t worker),
+                  const void* body, Subnormals subnormals);
 
-// Calls body(i) once for each i in [0, tasks). `work` is the estimated cost of one task in multiplications, a double so
-// that it cannot overflow.
+// Calls body(i), or body(i, worker), once for each i in [0, tasks). `work` is the estimated cost of one task in
+// multiplications, a double so that it cannot overflow. `worker` is below thread_count(); tasks of the same worker run
+// one after the other on the same thread.
 //
 // Each thread starts with a contiguous range of tasks, the same in every loop, so that its data may still be in its
 // core's cache. A thread that has finished its range takes tasks from the others, so that a thread preempted by the
@@ -30,7 +32,13 @@ void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int
 // Subnormals are flushed unless the caller keeps them: they make a multiplication up to a hundred times slower.
 template <class Body>
 void parallel_for(int64_t tasks, double work, Subnormals subnormals, const Body& body) {
-  const auto call = [](const void* body, int64_t i) { (*static_cast<const Body*>(body))(i); };
+  const auto call = [](const void* body, int64_t i, int64_t worker) {
+    if constexpr (std::is_invocable_v<const Body&, int64_t, int64_t>) {
+      (*static_cast<const Body*>(body))(i, worker);
+    } else {
+      (*static_cast<const Body*>(body))(i);
+    }
+  };
   run_parallel(tasks, work, call, &body, subnormals);
 }
 

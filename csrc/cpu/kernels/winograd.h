@@ -56,11 +56,13 @@ void multiply_planes(const PlaneStack<T>& v, const PlaneStack<T>& u, const Plane
 // Sizes that fit the caches.
 constexpr int64_t own_v_bytes = 384 << 10;   // V of one task, in L2
 constexpr int64_t shared_u_bytes = 3 << 20;  // U, computed once and read by all tasks, from L3
+constexpr int64_t own_u_bytes = 8 << 20;     // U of all workers, if each computes it
+constexpr int64_t min_own_u_tiles = 8;       // of a worker, below which that takes too much of its time
 constexpr int64_t max_own_v_channels = 768;  // maximum input channels of a group for which tasks have their own V
 constexpr int64_t shared_v_bytes = 6 << 20;  // V, read by all tasks, from L3
 constexpr int64_t max_shared_v_tiles = 112;  // tiles of M, beside U of a channel block, in L2
 constexpr int64_t channels_per_block = 64;   // of a channel block
-static_assert(shared_u_bytes + own_v_bytes < scratch_per_thread && shared_v_bytes < scratch_per_thread);
+static_assert(own_u_bytes + own_v_bytes < scratch_per_thread && shared_v_bytes < scratch_per_thread);
 
 // One axis of a phase of a dilated correlation. Outputs `dilation` apart read inputs that are `dilation` apart. Outputs
 // offset, offset + dilation, ... are therefore a correlation without dilation of inputs first, first + dilation, ...
@@ -139,28 +141,77 @@ struct OutputPanels {
   }
 };
 
-// For few weights: U is computed once, and each task computes and keeps V of a few tiles. For groups [begin, end).
+// U of some groups, [group][panel]. If few, each worker computes it for itself when it meets a group: that takes less
+// time than reading what another core has just written. Otherwise it is computed once, by all.
+template <class S>
+class GroupWeights {
+  using T = Acc<S>;
+
+ public:
+  // For groups [begin, end), of `tiles` tiles each.
+  GroupWeights(const OutputPanels<S>& output, int64_t begin, int64_t end, int64_t tiles, const S* w, Scratch& scratch)
+      : output_(output),
+        begin_(begin),
+        groups_(end - begin),
+        w_(w),
+        copies_(is_own(tiles) ? thread_count() : 1),
+        u_(output.C, output.NR, scratch, copies_ * stacks()),
+        has_(scratch.take<uint8_t>(copies_ * groups_)) {
+    std::memset(has_, copies_ == 1, copies_ * groups_);
+    if (copies_ > 1) return;
+    parallel_for(stacks(), 2 * output.products(), [&](int64_t task) { make(task, task); });
+  }
+
+  // U of a group, counted from the first, for a worker.
+  PlaneStack<T> of(int64_t group, int64_t worker) const {
+    const int64_t copy = copies_ > 1 ? worker : 0, first = group * output_.panels;
+    uint8_t& has = has_[copy * groups_ + group];
+    for (int64_t panel = 0; !has && panel < output_.panels; ++panel)
+      make(first + panel, copy * stacks() + first + panel);
+    has = 1;
+    return u_.stack(copy * stacks() + first);
+  }
+
+ private:
+  int64_t stacks() const { return groups_ * output_.panels; }
+
+  bool is_own(int64_t tiles) const {
+    const int64_t threads = thread_count(), stack = PlaneStack<T>::size(output_.C, output_.NR) * int64_t(sizeof(T));
+    return threads > 1 && threads <= own_u_bytes / (stacks() * stack) && tiles * groups_ >= min_own_u_tiles * threads;
+  }
+
+  void make(int64_t task, int64_t stack) const {
+    make_u(output_.conv, w_, begin_ + task / output_.panels, task % output_.panels * output_.NR, output_.NR, 0,
+           output_.C, u_.stack(stack), output_.inspect_weights());
+  }
+
+  const OutputPanels<S>& output_;
+  const int64_t begin_, groups_;
+  const S* const w_;
+  const int64_t copies_;
+  const PlaneStack<T> u_;
+  uint8_t* const has_;  // [copy][group]
+};
+
+// For few weights: each task computes and keeps V of a few tiles. For groups [begin, end).
 template <class S>
 void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, const S* x, const S* w, S* y) {
   using T = Acc<S>;
   constexpr int L = lanes<S>;
   const Correlation& conv = output.conv;
   const int64_t C = output.C, NR = output.NR, panels = output.panels, groups = end - begin;
-  Scratch scratch;
-  const PlaneStack<T> u(C, NR, scratch, groups * panels);
-  parallel_for(groups * panels, 2 * output.products(), [&](int64_t task) {
-    make_u(conv, w, begin + task / panels, task % panels * NR, NR, 0, C, u.stack(task), output.inspect_weights());
-  });
-  if (output.guard.weights_out_of_range()) return;
   const int64_t most = NR > L ? 2 * max_rows<2> : 2 * max_rows<1>;
   const TileBlocks blocks(conv, std::clamp<int64_t>(own_v_bytes / int64_t(sizeof(T)) / planes / C, 1, most));
+  Scratch scratch;
+  const GroupWeights<S> weights(output, begin, end, conv.N * blocks.tile_rows * blocks.tile_cols, w, scratch);
+  if (output.guard.weights_out_of_range()) return;
   // With many threads, tasks get fewer panels, although V of the same tiles is then computed several times.
   const int64_t all_blocks = blocks.count() * groups;
   int64_t per_task = panels;
   while (per_task > 1 && all_blocks * ceil_div(panels, per_task) < thread_count()) per_task = ceil_div(per_task, 2);
   const int64_t sets = ceil_div(panels, per_task);
   const double work = output.products() * per_task * blocks.images * blocks.rows * blocks.cols;
-  parallel_for(all_blocks * sets, work, [&](int64_t task) {
+  parallel_for(all_blocks * sets, work, [&](int64_t task, int64_t worker) {
     const int64_t first = task % sets * per_task, block = task / sets;
     const Tiles tiles = blocks[block % blocks.count()];
     const int64_t group = block / blocks.count();  // counted from `begin`
@@ -168,9 +219,10 @@ void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, 
     const PlaneStack<T> v(tiles.count(), round_up(C, L), scratch), m(tiles.count(), NR, scratch);
     make_v(conv, tiles, (begin + group) * C, C, x, v, output.inspect_inputs(begin + group));
     if (output.guard.are_outliers(begin + group, tiles)) return;
+    const PlaneStack<T> u = weights.of(group, worker);
     for (int64_t panel = first; panel < std::min(first + per_task, panels); ++panel) {
       auto prefetch = output.prefetch(tiles, begin + group, panel, y);
-      multiply_planes(v, u.stack(group * panels + panel), m, tiles.count(), C, false, prefetch);
+      multiply_planes(v, u.stack(panel), m, tiles.count(), C, false, prefetch);
       output.write(tiles, m, begin + group, panel, y);
     }
   });
