@@ -38,7 +38,8 @@ template <class E, class S>
 class BlockTask;
 
 // A correlation with its packed bias and weights. The panels of all groups are computed in rounds, so that the packed
-// weights stay below weights_bytes.
+// weights stay below weights_bytes. If they are few, each worker packs them for itself when it needs them: that takes
+// less time than reading what another core has just written.
 template <class E, class S>
 struct PackedCorrelation {
   using T = Acc<S>;
@@ -52,11 +53,14 @@ struct PackedCorrelation {
   int64_t block_size, panel_size;  // packed elements of a channel block of a panel, and of a panel
   bool stream;                     // non-temporal stores to y
   PackedEpilogue<S> epilogue;      // [group][panel][lane]
-  E* packed;                       // the panels of this round: [panel][channel block][...]
   int64_t per_round;               // panels
+  int64_t copies = 1;              // of the packed weights: 1, or one of each worker
+  E* packed;                       // the panels of this round: [copy][panel][channel block][...]
+  uint8_t* is_packed;              // [copy][panel]
   int64_t first = 0, end = 0;      // panels of this round
 
-  PackedCorrelation(const Correlation& conv, const Plan<E, S>& plan, const S* x, const S* w, S* y,
+  // For `pixels` output pixels.
+  PackedCorrelation(const Correlation& conv, const Plan<E, S>& plan, int64_t pixels, const S* x, const S* w, S* y,
                     const Epilogue& epilogue, Scratch& scratch)
       : conv(conv),
         plan(plan),
@@ -72,7 +76,12 @@ struct PackedCorrelation {
         epilogue(epilogue, conv.K, K, plan.panels * NR, scratch) {
     const int64_t fitting = Plan<E, S>::weights_bytes / int64_t(sizeof(E)) / std::max<int64_t>(1, panel_size);
     per_round = std::clamp<int64_t>(fitting, 1, panels());
-    packed = scratch.take<E>(per_round * panel_size);
+    const int64_t workers = thread_count(), bytes = per_round * std::max<int64_t>(1, panel_size) * int64_t(sizeof(E));
+    if (per_round == panels() && workers <= Plan<E, S>::own_weights_bytes / bytes &&
+        pixels >= Plan<E, S>::min_own_pixels * workers)
+      copies = workers;
+    packed = scratch.take<E>(copies * per_round * panel_size);
+    is_packed = scratch.take<uint8_t>(copies * per_round);
   }
 
   int64_t panels() const { return conv.groups * plan.panels; }
@@ -83,10 +92,25 @@ struct PackedCorrelation {
     return plan.small_k || per > 1 ? std::numeric_limits<int64_t>::max() : max_reduction;
   }
 
+  // The packed weights of a panel, for a worker.
+  E* packed_panel(int64_t panel, int64_t worker) const {
+    return packed + ((copies > 1 ? worker * per_round : 0) + panel - first) * panel_size;
+  }
+
+  // Packs the panels that this worker's copy lacks.
+  void pack_missing(const PanelRange& range, int64_t worker) const {
+    if (copies == 1) return;
+    for (int64_t panel = range.begin; panel < range.end; ++panel) {
+      uint8_t& has = is_packed[worker * per_round + panel - first];
+      for (int64_t block = 0; !has && block < plan.channel_blocks; ++block) pack(panel, block, worker);
+      has = 1;
+    }
+  }
+
   // Packs channel block `block` of a panel.
-  void pack(int64_t panel, int64_t block) const {
+  void pack(int64_t panel, int64_t block, int64_t worker) const {
     const int64_t c = block * plan.channels * per, channels = std::min(plan.channels * per, conv.C_per_group() - c);
-    E* to = packed + (panel - first) * panel_size + block * block_size;
+    E* to = packed_panel(panel, worker) + block * block_size;
     if constexpr (per == 1)
       if (plan.small_k) return pack_small_k(conv, w, panel, plan.joined, c, channels, to);
     pack_weights(conv, w, panel / plan.panels, panel % plan.panels * NR, plan.lanes_of(panel, K), c, channels, to);
@@ -104,8 +128,12 @@ struct PackedCorrelation {
   void run_round(int64_t first_panel, int64_t last_panel, const SomeBlocks& some) {
     first = first_panel;
     end = last_panel;
-    parallel_for((end - first) * plan.channel_blocks, double(panel_size) / plan.channel_blocks,
-                 [&](int64_t task) { pack(first + task / plan.channel_blocks, task % plan.channel_blocks); });
+    if (copies > 1) {
+      std::memset(is_packed, 0, copies * per_round);
+    } else {
+      parallel_for((end - first) * plan.channel_blocks, double(panel_size) / plan.channel_blocks,
+                   [&](int64_t task) { pack(first + task / plan.channel_blocks, task % plan.channel_blocks, 0); });
+    }
 
     const int64_t blocks = some.count();
     int64_t per_task = plan.panels_per_task;
@@ -114,13 +142,15 @@ struct PackedCorrelation {
     const int64_t first_group = first / plan.panels, last_group = (end - 1) / plan.panels;
     const int64_t sets = (last_group - first_group + 1) * sets_per_group;
     const double work = double(some.pixels()) * taps * conv.C_per_group() * per_task * NR;
-    parallel_for(blocks * sets, work, [&](int64_t task) {
+    parallel_for(blocks * sets, work, [&](int64_t task, int64_t worker) {
       const int64_t set = task / blocks, group = first_group + set / sets_per_group;
       const int64_t group_begin = group * plan.panels, set_begin = group_begin + set % sets_per_group * per_task;
       const PanelRange range{.group = group,
                              .begin = std::max(first, set_begin),
                              .end = std::min({end, group_begin + plan.panels, set_begin + per_task})};
-      if (range.begin < range.end) BlockTask<E, S>(*this, some[task % blocks], range).run();
+      if (range.begin >= range.end) return;
+      pack_missing(range, worker);
+      BlockTask<E, S>(*this, some[task % blocks], range, worker).run();
     });
   }
 };
@@ -132,12 +162,13 @@ class BlockTask {
   static constexpr int per = values_per<E>;
 
  public:
-  BlockTask(const PackedCorrelation<E, S>& call, const Block& block, const PanelRange& panels)
+  BlockTask(const PackedCorrelation<E, S>& call, const Block& block, const PanelRange& panels, int64_t worker)
       : call_(call),
         conv_(call.conv),
         plan_(call.plan),
         block_(block),
         panels_(panels),
+        packed_(call.packed_panel(panels.begin, worker)),
         k_((panels.begin - panels.group * plan_.panels) * call.NR),
         width_((panels.end - panels.begin) * call.NR),
         runs_(call.taps / plan_.joined),
@@ -239,7 +270,7 @@ class BlockTask {
       const int64_t lanes_of_panel = plan_.lanes_of(panel, call_.K);
       product.lane = (panel - panels_.begin) * call_.NR;
       product.count = plan_.direct ? call_.K - (panel - panels_.group * plan_.panels) * call_.NR : lanes_of_panel;
-      product.b = call_.packed + (panel - call_.first) * call_.panel_size + channel_block * call_.block_size;
+      product.b = packed_ + (panel - panels_.begin) * call_.panel_size + channel_block * call_.block_size;
       if constexpr (std::is_same_v<Out, T>) {
         const T* before[max_rows<1>];  // the accumulators of earlier channel blocks
         for (int m = 0; channel_block > 0 && m < tile.count; ++m) before[m] = product.c[m] + product.lane;
@@ -271,10 +302,11 @@ class BlockTask {
   const Plan<E, S>& plan_;
   const Block block_;
   const PanelRange panels_;
-  const int64_t k_;      // first output channel, in the group
-  const int64_t width_;  // lanes of all panels
-  const int64_t runs_;   // of a patch, under one output
-  const Patch patch_;    // of a full channel block
+  const E* const packed_;  // the weights of these panels
+  const int64_t k_;        // first output channel, in the group
+  const int64_t width_;    // lanes of all panels
+  const int64_t runs_;     // of a patch, under one output
+  const Patch patch_;      // of a full channel block
   Scratch scratch_;
   E* const copy_;    // the patch; null if x is read in place
   T* const buffer_;  // the staging buffer, [pixel][lane]; null if results are stored straight to y
@@ -288,7 +320,8 @@ void correlate(const Correlation& conv, const Plan<E, S>& plan, const S* x, cons
                const Epilogue& epilogue) {
   if (conv.rows.kernel * conv.cols.kernel == 0) return write_zeros(conv, y);
   Scratch scratch;
-  PackedCorrelation<E, S> call(conv, plan, x, w, y, epilogue, scratch);
+  const int64_t pixels = conv.N * conv.rows.out * conv.cols.out;
+  PackedCorrelation<E, S> call(conv, plan, pixels, x, w, y, epilogue, scratch);
   call.run(0, call.panels(), plan.blocks);
 }
 
@@ -306,7 +339,8 @@ template <class E, class S>
 void correlate_blocks(const Correlation& conv, const Plan<E, S>& plan, int64_t group, std::span<const Block> blocks,
                       const S* x, const S* w, S* y, const Epilogue& epilogue) {
   Scratch scratch;
-  PackedCorrelation<E, S> call(conv, plan, x, w, y, epilogue, scratch);
+  const int64_t pixels = 0;  // too few for each worker to pack all weights
+  PackedCorrelation<E, S> call(conv, plan, pixels, x, w, y, epilogue, scratch);
   call.run(group * plan.panels, (group + 1) * plan.panels, ListOfBlocks{blocks});
 }
 

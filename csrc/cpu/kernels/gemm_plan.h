@@ -7,13 +7,15 @@ namespace gemm {
 // the number of threads.
 template <class E, class S>
 struct Plan {
-  static constexpr int64_t panel_bytes = 320 << 10;  // one panel of packed weights: a third of L2 (1 MiB)
-  static constexpr int64_t set_bytes = 4 << 20;      // the panels that are multiplied with one patch, from L3
-  static constexpr int64_t patch_bytes = 256 << 10;  // the patch of a block: a quarter of L2
-  static constexpr int64_t weights_bytes = 8 << 20;  // the packed weights of one round
-  static constexpr int64_t buffer_bytes = 2 << 20;   // the staging buffer, for results in another layout or dtype
-  static constexpr int64_t max_channels = 512;       // of a channel block
-  static constexpr int64_t min_spread = 128;         // with fewer channels, joined taps are worth more
+  static constexpr int64_t panel_bytes = 320 << 10;      // one panel of packed weights: a third of L2 (1 MiB)
+  static constexpr int64_t set_bytes = 4 << 20;          // the panels that are multiplied with one patch, from L3
+  static constexpr int64_t patch_bytes = 256 << 10;      // the patch of a block: a quarter of L2
+  static constexpr int64_t weights_bytes = 8 << 20;      // the packed weights of one round
+  static constexpr int64_t own_weights_bytes = 8 << 20;  // of all workers, if each packs them
+  static constexpr int64_t min_own_pixels = 32;          // of a worker, below which that takes too much of its time
+  static constexpr int64_t buffer_bytes = 2 << 20;       // the staging buffer, for results in another layout or dtype
+  static constexpr int64_t max_channels = 512;           // of a channel block
+  static constexpr int64_t min_spread = 128;             // with fewer channels, joined taps are worth more
   static constexpr int64_t block_pixels = 16 * max_rows<2>;  // whole register tiles
 
   bool small_k = false;              // lanes are elements of runs (small_k_tile), not output channels
