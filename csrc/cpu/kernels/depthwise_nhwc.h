@@ -1,5 +1,5 @@
-// grouped without copies: depthwise convolutions in channels_last (NHWC) whose channels fill whole vectors. x is read
-// in place.
+// grouped without copies: depthwise convolutions in channels_last (NHWC) with at least one vector of channels. x is
+// read in place. If the channels are not whole vectors, the last vector overlaps the one before.
 
 namespace grouped {
 
@@ -11,11 +11,11 @@ inline bool has_addresses(const Axis& axis, int64_t stride) {
   return reach * std::abs(double(stride)) < 1e12;
 }
 
-// Whether the problem is depthwise and the pixels of x and y are whole vectors, so that both can be used in place.
+// Whether the problem is depthwise and the pixels of x and y fill vectors, so that both can be used in place.
 template <class S>
 bool in_place(const Conv& conv) {
   return reads_in_place<S> && has_addresses(conv.rows, conv.x.h) && has_addresses(conv.cols, conv.x.w) &&
-         conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 && conv.y.c == 1 && conv.C % lanes<S> == 0 &&
+         conv.groups == conv.C && conv.groups == conv.K && conv.x.c == 1 && conv.y.c == 1 && conv.C >= lanes<S> &&
          (conv.cols.kernel > 1 || conv.cols.stride == 1);
 }
 
@@ -62,7 +62,10 @@ class InPlaceCorrelator {
   static constexpr int L = lanes<S>;
 
   InPlaceCorrelator(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
-      : conv_(parts[0].conv), x_(x), packed_(parts, w, y, epilogue, scratch), stream_(streams(conv_, y, conv_.K)) {
+      : conv_(parts[0].conv),
+        x_(x),
+        packed_(parts, true, w, y, epilogue, scratch),
+        stream_(streams(conv_, y, conv_.K)) {
     rows_ = std::clamp<int64_t>(conv_.rows.out * conv_.N / min_tasks / 2 * 2, 2, max_rows_per_task);
     row_blocks_ = ceil_div(conv_.rows.out, rows_);
   }
@@ -117,7 +120,8 @@ class InPlaceCorrelator {
       const FusedEpilogue<Acc<S>> fused = packed_.fused(v);
       tile.fused = fused.is_identity() ? nullptr : &fused;
       tile.w = taps.packed + v * taps.size;
-      for (int64_t j = 0; j < cuts.count; ++j) run_cut(cuts.cuts[j], rows, tile, x + v * L, y + v * L);
+      const int64_t c = packed_.share.first_out(v);
+      for (int64_t j = 0; j < cuts.count; ++j) run_cut(cuts.cuts[j], rows, tile, x + c, y + c);
     }
   }
 
@@ -157,7 +161,7 @@ class InPlaceWeightGradient {
         y_(y),
         rows_(std::clamp<int64_t>(pixels_at_once / conv.cols.out, 1, conv.rows.out)),
         row_blocks_(ceil_div(conv.rows.out, rows_)),
-        tasks_(conv, std::min(Lanes(conv, L).vectors, max_vectors_per_task), conv.N * row_blocks_, scratch),
+        tasks_(conv, true, std::min(Lanes(conv, L).vectors, max_vectors_per_task), conv.N * row_blocks_, scratch),
         functions_(tap_gradient_functions<S>(conv.cols.kernel, conv.cols.stride)) {}
 
   const WeightTasks<S>& tasks() const { return tasks_; }
@@ -193,14 +197,15 @@ class InPlaceWeightGradient {
     product.cols = conv_.cols.out;
     product.accumulators = accumulators;
     product.pitch = conv_.cols.kernel * L;
+    const int64_t c = tasks_.share.first_out(v);
     for (int64_t p = begin; p < end; p += product.rows) {
       // Merges consecutive rows of output gradients for which the same rows of taps lie in the input.
       const TapRows inside = kernel_rows_inside(conv_.rows, p);
       product.rows = 1;
       while (p + product.rows < end && kernel_rows_inside(conv_.rows, p + product.rows) == inside) ++product.rows;
       if (inside.first == inside.end) continue;
-      product.x = x_ + n * conv_.x.n + conv_.rows.position(p, 0) * conv_.x.h - conv_.cols.pad * conv_.x.w + v * L;
-      product.y = y_ + n * conv_.y.n + p * conv_.y.h + v * L;
+      product.x = x_ + n * conv_.x.n + conv_.rows.position(p, 0) * conv_.x.h - conv_.cols.pad * conv_.x.w + c;
+      product.y = y_ + n * conv_.y.n + p * conv_.y.h + c;
       accumulate_rows(functions_, product, inside.first, inside.end, conv_.cols.kernel);
     }
   }

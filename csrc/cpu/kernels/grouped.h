@@ -12,13 +12,20 @@ struct Lanes {
   int64_t groups;   // per vector
   int64_t in, out;  // channels per vector
   int64_t vectors;  // of all groups
+  int64_t
+      last_full;  // the first channel of the last vector if it overlaps the one before, so that all lanes are filled
 
-  Lanes(const Conv& conv, int64_t L) : c(conv.C_per_group()), k(conv.K_per_group()) {
+  // With `overlap`, the convolution is depthwise and fills at least one vector.
+  Lanes(const Conv& conv, int64_t L, bool overlap = false) : c(conv.C_per_group()), k(conv.K_per_group()) {
     groups = std::clamp<int64_t>(L / std::max<int64_t>(1, std::max(c, k)), 0, conv.groups);
     in = groups * c;
     out = groups * k;
     vectors = groups > 0 ? ceil_div(conv.groups, groups) : 0;
+    last_full = overlap ? conv.groups - L : std::numeric_limits<int64_t>::max();
   }
+
+  // The first output channel of vector `v`.
+  int64_t first_out(int64_t v) const { return std::min(v * out, last_full); }
 };
 
 // How the outputs are cut into blocks of rows, whose patches fit into a part of L2.
@@ -140,19 +147,20 @@ struct GroupedPatches {
 template <class S>
 void pack_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* w, Acc<S>* to) {
   constexpr int L = lanes<S>;
-  const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(share.out, conv.K - v * share.out);
+  const int64_t taps = conv.rows.kernel * conv.cols.kernel, first = share.first_out(v);
+  const int64_t count = std::min(share.out, conv.K - first);
   std::fill_n(to, taps * share.c * L, Acc<S>(0));
   if (share.c == 1 && share.k == 1 && std::abs(conv.w.w) == 1 && conv.w.h == conv.cols.kernel * conv.w.w) {
     // Depthwise: the taps of a lane are contiguous, in reverse order in a flipped kernel.
     const bool flipped = conv.w.w < 0 && taps > 0;
-    const S* from = w + v * share.out * conv.w_group + (flipped ? (taps - 1) * conv.w.w : 0);
+    const S* from = w + first * conv.w_group + (flipped ? (taps - 1) * conv.w.w : 0);
     const StridedMatrix<const S> lanes_of_taps{
         .data = from, .rows = taps, .cols = count, .row_stride = 1, .col_stride = conv.w_group};
     read_tile(lanes_of_taps, to + (flipped ? (taps - 1) * L : 0), flipped ? -L : L);
     return;
   }
   for (int64_t lane = 0; lane < count; ++lane) {
-    const int64_t k = v * share.out + lane;
+    const int64_t k = first + lane;
     const S* from = w + k / share.k * conv.w_group + k % share.k * conv.w.n;
     Acc<S>* tap = to + lane;
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
@@ -230,8 +238,8 @@ struct PackedParts {
   int64_t taps = 0;      // of all parts, for one output channel
   int64_t max_runs = 0;  // of a part
 
-  PackedParts(const Parts& all, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
-      : share(all[0].conv, lanes<S>), epilogue(epilogue, all[0].conv.K, share.out, lanes<S>, scratch) {
+  PackedParts(const Parts& all, bool overlap, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
+      : share(all[0].conv, lanes<S>, overlap), epilogue(epilogue, all[0].conv.K, share.out, lanes<S>, scratch) {
     for (const Part& part : all) {
       parts.emplace_back(part, w, y, share, scratch);
       taps += part.conv.rows.kernel * part.conv.cols.kernel * share.c;
@@ -240,7 +248,9 @@ struct PackedParts {
   }
 
   // The epilogue of vector `v`.
-  INLINE FusedEpilogue<T> fused(int64_t v) const { return epilogue.at(v * lanes<S>); }
+  INLINE FusedEpilogue<T> fused(int64_t v) const {
+    return epilogue.at(share.out == lanes<S> ? share.first_out(v) : v * lanes<S>);
+  }
 };
 
 // An axis of stride 1 whose window spans the windows of all parts.
@@ -304,7 +314,7 @@ class Correlator {
   static constexpr int L = lanes<S>;
 
   Correlator(const PartsPlan<S>& whole, const S* x, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
-      : conv_(whole.hull), plan_(whole.plan), x_(x), packed_(whole.parts, w, y, epilogue, scratch) {
+      : conv_(whole.hull), plan_(whole.plan), x_(x), packed_(whole.parts, false, w, y, epilogue, scratch) {
     direct_ = std::is_same_v<S, T> && conv_.y.c == 1;
     stream_ = direct_ && share_.out == L && conv_.K % L == 0 && streams(conv_, y, conv_.K);
     const int64_t blocks = plan_.blocks(conv_);

@@ -28,9 +28,9 @@ struct WeightTasks {
   const int64_t chunks;
   T* data;  // [chunk][vector][r][c][s][lane]
 
-  WeightTasks(const Conv& conv, int64_t per_task, int64_t blocks, Scratch& scratch)
+  WeightTasks(const Conv& conv, bool overlap, int64_t per_task, int64_t blocks, Scratch& scratch)
       : conv(conv),
-        share(conv, lanes<S>),
+        share(conv, lanes<S>, overlap),
         per_task(per_task),
         sets(ceil_div(share.vectors, per_task)),
         blocks(blocks),
@@ -66,13 +66,14 @@ struct WeightTasks {
   void store_vector(int64_t v, S* w) const {
     constexpr int L = lanes<S>;
     const int64_t k = v * share.out, count = std::min(share.out, conv.K - k);
+    const T* first = accumulators(0, v) + (k - share.first_out(v));  // the vector before stores the lanes before
     if (share.c == 1 && conv.w.w == 1 && conv.w.h == conv.cols.kernel) {
       const StridedMatrix<S> to{
           .data = w + k * conv.w.n, .rows = taps, .cols = count, .row_stride = 1, .col_stride = conv.w.n};
-      return write_tile(accumulators(0, v), L, to);
+      return write_tile(first, L, to);
     }
     for (int64_t lane = 0; lane < count; ++lane) {
-      const T* from = accumulators(0, v) + lane;
+      const T* from = first + lane;
       S* to = w + (k + lane) * conv.w.n;
       for (int64_t r = 0; r < conv.rows.kernel; ++r)
         for (int64_t c = 0; c < share.c; ++c)
@@ -114,7 +115,7 @@ class WeightGradient {
         plan_(plan),
         x_(x),
         y_(y),
-        tasks_(conv, vectors_per_task, plan.blocks(conv), scratch) {
+        tasks_(conv, false, vectors_per_task, plan.blocks(conv), scratch) {
     const Axis& cols = conv.cols;
     functions_ = tap_gradient_functions<T>(cols.kernel == 1 || cols.dilation == 1 ? cols.kernel : 0,
                                            cols.kernel == 1 ? 1 : cols.stride);

@@ -369,8 +369,7 @@ struct Bf16Winograd : Winograd {
 struct Bf16Depthwise {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("grouped");
   using Types = TypeList<BFloat16>;
-  static constexpr const char* supported =
-      "bfloat16: depthwise layers in channels_last whose channels fill whole vectors";
+  static constexpr const char* supported = "bfloat16: depthwise layers in channels_last of at least 16 channels";
   static constexpr const char* suited = "depthwise layers";
 
   static bool suits(const Conv&, Op) { return true; }
