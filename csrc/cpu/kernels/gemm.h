@@ -123,6 +123,16 @@ struct PackedCorrelation {
       run_round(first_panel, std::min(first_panel + per_round, last_panel), blocks);
   }
 
+  // The number of sets that the panels of a group are split into, if there are `blocks` blocks of pixels. More sets
+  // give more tasks. Each set copies the patch again, which takes as long as half a panel if it is transposed for a
+  // single tap.
+  int64_t sets_per_group(int64_t blocks) const {
+    const auto sets = [&](int64_t tasks_per_thread) { return ceil_div(tasks_per_thread * thread_count(), blocks); };
+    const int64_t panels_per_set = plan.in_place || conv.x.c == 1 ? 1 : ceil_div(4, taps);
+    const int64_t wanted = std::min(sets(8), std::max(plan.panels / panels_per_set, sets(2)));
+    return std::min(plan.panels, std::max(wanted, ceil_div(plan.panels, plan.panels_per_task)));
+  }
+
   // Computes one round. Tasks: blocks of pixels x sets of panels. A set does not cross groups.
   template <class SomeBlocks>
   void run_round(int64_t first_panel, int64_t last_panel, const SomeBlocks& some) {
@@ -135,19 +145,14 @@ struct PackedCorrelation {
                    [&](int64_t task) { pack(first + task / plan.channel_blocks, task % plan.channel_blocks, 0); });
     }
 
-    const int64_t blocks = some.count();
-    int64_t per_task = plan.panels_per_task;
-    while (per_task > 1 && blocks * ((end - first) / per_task) < 8 * thread_count()) per_task = (per_task + 1) / 2;
-    const int64_t sets_per_group = ceil_div(plan.panels, per_task);
-    const int64_t first_group = first / plan.panels, last_group = (end - 1) / plan.panels;
-    const int64_t sets = (last_group - first_group + 1) * sets_per_group;
-    const double work = double(some.pixels()) * taps * conv.C_per_group() * per_task * NR;
-    parallel_for(blocks * sets, work, [&](int64_t task, int64_t worker) {
-      const int64_t set = task / blocks, group = first_group + set / sets_per_group;
-      const int64_t group_begin = group * plan.panels, set_begin = group_begin + set % sets_per_group * per_task;
+    const int64_t blocks = some.count(), first_group = first / plan.panels, last_group = (end - 1) / plan.panels;
+    const int64_t groups = last_group - first_group + 1, sets = sets_per_group(blocks * groups);
+    const double work = double(some.pixels()) * taps * conv.C_per_group() * NR * plan.panels / sets;
+    parallel_for(blocks * groups * sets, work, [&](int64_t task, int64_t worker) {
+      const int64_t set = task / blocks, group = first_group + set / sets, group_begin = group * plan.panels;
       const PanelRange range{.group = group,
-                             .begin = std::max(first, set_begin),
-                             .end = std::min({end, group_begin + plan.panels, set_begin + per_task})};
+                             .begin = std::max(first, group_begin + split_begin(plan.panels, sets, set % sets)),
+                             .end = std::min(end, group_begin + split_begin(plan.panels, sets, set % sets + 1))};
       if (range.begin >= range.end) return;
       pack_missing(range, worker);
       BlockTask<E, S>(*this, some[task % blocks], range, worker).run();

@@ -126,20 +126,28 @@ Plan<S> plan(const Correlation& conv) {
   return plan;
 }
 
-// The estimated cycles per output pixel, in float32, with `products` multiplications. A multiplication of vectors takes
-// 1.05 cycles, or 1.3 where vectors are not aligned and cross cache lines. A copy takes 0.1 per channel, or 0.7 as a
-// transposition, where pixels are not contiguous. 8 cycles are spent whatever the number of channels.
-inline double cost(double products, bool aligned, const Conv& conv) {
+// The estimated cycles per output pixel, in float32, with `products` multiplications, besides copies. A multiplication
+// of vectors takes 1.05 cycles, or 1.3 where vectors are not aligned and cross cache lines. 8 cycles are spent whatever
+// the number of channels.
+inline double cost_of_products(double products, bool aligned, const Conv& conv) {
   constexpr int L = Simd<float>::lanes;
-  const auto copies = [](const Strides& strides, int64_t channels) { return (strides.w == 1 ? 0.1 : 0.7) * channels; };
   const double filled = double(conv.cols.out) / round_up(conv.cols.out, L);
-  return products / L / filled * (aligned ? 1.05 : 1.3) + 8 + copies(conv.x, conv.C_per_group()) +
-         copies(conv.y, conv.K_per_group());
+  return products / L / filled * (aligned ? 1.05 : 1.3) + 8;
 }
 
+// The estimated cycles per pixel of a copy of `channels` channels: `contiguous` for each where pixels are contiguous,
+// 0.7 for a transposition, or 2 for single elements.
+inline double cost_of_copy(const Strides& strides, int64_t channels, double contiguous) {
+  return (strides.w == 1 ? contiguous : strides.c == 1 ? 0.7 : 2) * channels;
+}
+
+// The estimated cycles per output pixel of a correlation. A row of y takes 0.6 to store, since the rows of a tile are
+// those of different channels.
 inline double cost(const Correlation& conv) {
   const double taps = double(conv.rows.kernel) * conv.cols.kernel;
-  return cost(taps * conv.C_per_group() * conv.K_per_group(), taps <= 1, conv);
+  const bool skips = conv.cols.kernel <= 1 && conv.cols.stride > 1;  // pixels of x
+  return cost_of_products(taps * conv.C_per_group() * conv.K_per_group(), taps <= 1, conv) +
+         cost_of_copy(conv.x, conv.C_per_group(), skips ? 0.7 : 0.1) + cost_of_copy(conv.y, conv.K_per_group(), 0.6);
 }
 
 // The arguments of spatial_tile. Vector v of pixels of row m (an output channel) is the sum over t of
