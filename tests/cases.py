@@ -92,6 +92,14 @@ WIDE = [
     Case("wide_pointwise_filters", (1, 32, 7, 7), (300, 32, 1, 1)),
     Case("wide_stride2", (2, 40, 9, 13), (33, 40, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1)),
     Case("wide_dilated", (1, 33, 11, 12), (50, 33, 3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    Case("wide_linear", (9, 70, 1, 1), (45, 70, 1, 1)),
+    Case("wide_window", (2, 130, 4, 4), (19, 130, 4, 4)),
+    Case("wide_patches", (2, 3, 12, 20), (40, 3, 4, 4), stride=(4, 4)),
+    Case("wide_patches_in_part", (1, 4, 11, 14), (33, 4, 3, 3), stride=(3, 3)),  # rows and columns are left over
+    Case("wide_windows_by_fours", (2, 1, 1, 97), (20, 1, 1, 20), stride=(1, 8)),
+    Case("wide_padded_by_pairs", (1, 4, 10, 12), (33, 4, 6, 6), (2, 2), (2, 2, 2, 2)),
+    Case("wide_depthwise_odd", (2, 37, 9, 10), (37, 1, 3, 3), padding=(1, 1, 1, 1), groups=37),
+    Case("wide_depthwise_odd_stride2", (1, 21, 11, 8), (21, 1, 5, 5), (2, 2), (2, 2, 2, 2), groups=21),
     Case("wide_stem", (1, 3, 33, 34), (40, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3)),
 ]
 

@@ -50,6 +50,7 @@ def test_cases_that_each_kernel_supports(isa, op):
     dilated = [] if op == "conv2d_grad_weight" else DILATED_3X3
     assert set(cases_of(f"cpu.{isa}.winograd", op)) == {*PLAIN_3X3, *dilated}
     assert {"grouped", "depthwise", "depthwise_multiplier"} <= set(cases_of(f"cpu.{isa}.grouped", op))
+    assert cases_of(f"cpu.{isa}.linear", op) == ([] if op == "conv2d_grad_weight" else ["window_is_input"])
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -62,6 +63,8 @@ def test_the_choice(op):
     assert chosen(wide, op, "!winograd") == f"cpu.{best}.gemm"
     assert chosen(depthwise, op) == f"cpu.{best}.grouped"
     assert chosen(pointwise, op, layout="channels_last") == f"cpu.{best}.gemm"
+    window = Case("window", (2, 64, 7, 7), (64, 64, 7, 7))
+    assert chosen(window, op) == f"cpu.{best}.{'gemm' if op == 'conv2d_grad_weight' else 'linear'}"
     few_channels = Case("few_channels", (2, 1, 28, 28), (6, 1, 5, 5))
     assert chosen(few_channels, op) == f"cpu.{best}.spatial"
 

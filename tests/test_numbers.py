@@ -36,6 +36,8 @@ NAMES = [
     "padding_above_kernel",
     "grouped",
     "awkward",
+    "window_is_input",
+    "wide_linear",
     "phases_without_taps",
     "one_wide",
     "wide_depthwise",
@@ -199,7 +201,8 @@ ACTIVATIONS = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }
-FUSED = [case for case in CASES + WIDE + TILES if case.name in ("tiles", "wide_depthwise", "wide_pointwise", "stride2")]
+NAMES_OF_FUSED = ("tiles", "wide_depthwise", "wide_pointwise", "stride2", "window_is_input")
+FUSED = [case for case in CASES + WIDE + TILES if case.name in NAMES_OF_FUSED]
 
 
 @each_row_and_dtype()
@@ -241,7 +244,7 @@ def check_activations(row, case, dtype, layout):
 
 ZEROS = [
     TILES[0],
-    *(case for case in CASES + WIDE if case.name in ("depthwise", "wide_depthwise", "pointwise", "stride2")),
+    *(c for c in CASES + WIDE if c.name in ("depthwise", "wide_depthwise", "pointwise", "stride2", "window_is_input")),
 ]
 
 
@@ -285,6 +288,7 @@ def subnormals_survive(count: int = 1) -> Tensor:
 STATE = [
     Case("dense", (2, 34, 18, 18), (40, 34, 3, 3), padding=(1, 1, 1, 1)),
     Case("depthwise", (2, 48, 18, 18), (48, 1, 3, 3), padding=(1, 1, 1, 1), groups=48),
+    Case("linear", (2, 64, 3, 3), (40, 64, 3, 3)),
 ]
 
 
@@ -304,7 +308,7 @@ def test_the_callers_floating_point_state_is_restored(row, dtype, flush):
         if len(ops) == len(READS):
             x, w, _ = (tensor.detach().requires_grad_() for tensor in tensors)
             with torchconv.use(row):
-                functional.conv2d(x, w, padding=1, groups=case.groups, activation="relu").sum().backward()
+                functional.conv2d(x, w, padding=case.padding, groups=case.groups, activation="relu").sum().backward()
         assert subnormals_survive().item() is not flush
         assert torch.equal(subnormals_survive(1 << 17), threads)
     assert ran > 0

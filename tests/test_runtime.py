@@ -27,6 +27,7 @@ FAMILIES = [
     Case("groups_of_4", (2, 48, 15, 16), (48, 4, 3, 3), padding=(1, 1, 1, 1), groups=12),
     Case("pointwise", (2, 70, 9, 8), (45, 70, 1, 1)),
     Case("few_channels", (2, 2, 20, 19), (5, 2, 5, 5), padding=(2, 2, 2, 2)),
+    Case("linear", (7, 70, 4, 4), (45, 70, 4, 4)),
 ]
 
 
@@ -72,6 +73,7 @@ MANY_THREADS = [
     Case("many_tiles", (4, 40, 60, 62), (70, 40, 3, 3), padding=(1, 1, 1, 1)),
     Case("pointwise", (2, 128, 28, 28), (130, 128, 1, 1)),
     Case("strided", (2, 40, 30, 30), (64, 40, 5, 3), (2, 2), (2, 2, 1, 1)),
+    Case("linear", (7, 130, 4, 4), (290, 130, 4, 4)),
 ]
 
 

@@ -9,6 +9,7 @@ from stored_models import FOLDER, MODELS, layers
 import torchconv
 
 VERSIONS = sorted(folder.name for folder in FOLDER.iterdir())
+assert VERSIONS
 
 
 def expected(version, name="layers"):

@@ -162,6 +162,22 @@ OUT_OF_LINE __m512 _mm512_permutexvar_ps(__m512i index, __m512 v) {
   for (int i = 0; i < 16; ++i) to[i] = v[((EmulatedWords)index)[i] % 16];
   return to;
 }
+OUT_OF_LINE __m512 _mm512_permutex2var_ps(__m512 a, __m512i index, __m512 b) {
+  __m512 to;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t from = ((EmulatedWords)index)[i] % 32;
+    to[i] = from < 16 ? a[from] : b[from - 16];
+  }
+  return to;
+}
+template <class... Lane>
+INLINE __m512i _mm512_set_epi32(Lane... lanes) {
+  static_assert(sizeof...(lanes) == 16);
+  const int all[] = {lanes...};  // the last lane first
+  EmulatedWords to;
+  for (int i = 0; i < 16; ++i) to[i] = all[15 - i];
+  return (__m512i)to;
+}
 OUT_OF_LINE __m512d _mm512_permutexvar_pd(__m512i index, __m512d v) {
   __m512d to;
   for (int i = 0; i < 8; ++i) to[i] = v[uint64_t(index[i]) % 8];
