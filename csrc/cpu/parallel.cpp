@@ -42,10 +42,10 @@ class FlushSubnormals {
 
 }  // namespace
 
-void run_parallel(int64_t tasks, double work, void (*call)(const void* body, int64_t i, int64_t worker),
-                  const void* body, Subnormals subnormals) {
+void run_parallel(int64_t tasks, double work, int64_t workers,
+                  void (*call)(const void* body, int64_t i, int64_t worker), const void* body, Subnormals subnormals) {
   const double useful = tasks * work / work_per_thread + 1;
-  int64_t threads = useful < 2 ? 1 : thread_count();
+  int64_t threads = useful < 2 ? 1 : workers;
   threads = threads < useful ? threads : static_cast<int64_t>(useful);
   threads = threads < tasks ? threads : tasks;
   if (threads <= 1) {

@@ -54,6 +54,7 @@ struct PackedCorrelation {
   bool stream;                     // non-temporal stores to y
   PackedEpilogue<S> epilogue;      // [group][panel][lane]
   int64_t per_round;               // panels
+  int64_t workers;                 // threads at most
   int64_t copies = 1;              // of the packed weights: 1, or one of each worker
   E* packed;                       // the panels of this round: [copy][panel][channel block][...]
   uint8_t* is_packed;              // [copy][panel]
@@ -76,7 +77,8 @@ struct PackedCorrelation {
         epilogue(epilogue, conv.K, K, plan.panels * NR, scratch) {
     const int64_t fitting = Plan<E, S>::weights_bytes / int64_t(sizeof(E)) / std::max<int64_t>(1, panel_size);
     per_round = std::clamp<int64_t>(fitting, 1, panels());
-    const int64_t workers = thread_count(), bytes = per_round * std::max<int64_t>(1, panel_size) * int64_t(sizeof(E));
+    workers = thread_count();
+    const int64_t bytes = per_round * std::max<int64_t>(1, panel_size) * int64_t(sizeof(E));
     if (per_round == panels() && workers <= Plan<E, S>::own_weights_bytes / bytes &&
         pixels >= Plan<E, S>::min_own_pixels * workers)
       copies = workers;
@@ -148,7 +150,7 @@ struct PackedCorrelation {
     const int64_t blocks = some.count(), first_group = first / plan.panels, last_group = (end - 1) / plan.panels;
     const int64_t groups = last_group - first_group + 1, sets = sets_per_group(blocks * groups);
     const double work = double(some.pixels()) * taps * conv.C_per_group() * NR * plan.panels / sets;
-    parallel_for(blocks * groups * sets, work, [&](int64_t task, int64_t worker) {
+    parallel_for_workers(blocks * groups * sets, work, workers, [&](int64_t task, int64_t worker) {
       const int64_t set = task / blocks, group = first_group + set / sets, group_begin = group * plan.panels;
       const PanelRange range{.group = group,
                              .begin = std::max(first, group_begin + split_begin(plan.panels, sets, set % sets)),

@@ -154,13 +154,16 @@ class GroupWeights {
         begin_(begin),
         groups_(end - begin),
         w_(w),
-        copies_(is_own(tiles) ? thread_count() : 1),
+        workers_(thread_count()),
+        copies_(is_own(tiles) ? workers_ : 1),
         u_(output.C, output.NR, scratch, copies_ * stacks()),
         has_(scratch.take<uint8_t>(copies_ * groups_)) {
     std::memset(has_, copies_ == 1, copies_ * groups_);
     if (copies_ > 1) return;
     parallel_for(stacks(), 2 * output.products(), [&](int64_t task) { make(task, task); });
   }
+
+  int64_t workers() const { return workers_; }
 
   // U of a group, counted from the first, for a worker.
   PlaneStack<T> of(int64_t group, int64_t worker) const {
@@ -176,8 +179,9 @@ class GroupWeights {
   int64_t stacks() const { return groups_ * output_.panels; }
 
   bool is_own(int64_t tiles) const {
-    const int64_t threads = thread_count(), stack = PlaneStack<T>::size(output_.C, output_.NR) * int64_t(sizeof(T));
-    return threads > 1 && threads <= own_u_bytes / (stacks() * stack) && tiles * groups_ >= min_own_u_tiles * threads;
+    const int64_t stack = PlaneStack<T>::size(output_.C, output_.NR) * int64_t(sizeof(T));
+    return workers_ > 1 && workers_ <= own_u_bytes / (stacks() * stack) &&
+           tiles * groups_ >= min_own_u_tiles * workers_;
   }
 
   void make(int64_t task, int64_t stack) const {
@@ -188,7 +192,7 @@ class GroupWeights {
   const OutputPanels<S>& output_;
   const int64_t begin_, groups_;
   const S* const w_;
-  const int64_t copies_;
+  const int64_t workers_, copies_;
   const PlaneStack<T> u_;
   uint8_t* const has_;  // [copy][group]
 };
@@ -211,7 +215,7 @@ void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, 
   while (per_task > 1 && all_blocks * ceil_div(panels, per_task) < thread_count()) per_task = ceil_div(per_task, 2);
   const int64_t sets = ceil_div(panels, per_task);
   const double work = output.products() * per_task * blocks.images * blocks.rows * blocks.cols;
-  parallel_for(all_blocks * sets, work, [&](int64_t task, int64_t worker) {
+  parallel_for_workers(all_blocks * sets, work, weights.workers(), [&](int64_t task, int64_t worker) {
     const int64_t first = task % sets * per_task, block = task / sets;
     const Tiles tiles = blocks[block % blocks.count()];
     const int64_t group = block / blocks.count();  // counted from `begin`
