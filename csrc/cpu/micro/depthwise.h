@@ -159,8 +159,9 @@ const TileFunctions<S>* tile_table() {
 struct TapShape {
   int taps, step;
 };
-constexpr TapShape tile_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}};
-constexpr TapShape gradient_shapes[] = {{1, 1}, {3, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}};
+constexpr TapShape tile_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {6, 1},
+                                    {7, 1}, {2, 2}, {3, 2}, {5, 2}, {7, 2}};
+constexpr TapShape gradient_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {5, 1}, {7, 1}, {2, 2}, {3, 2}, {5, 2}, {7, 2}};
 
 // Whether functions are compiled for these shapes. Not for double: they would take as long to compile again.
 template <class S>
