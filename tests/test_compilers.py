@@ -96,7 +96,7 @@ def test_implementations_are_available_where_their_features_are():
     for target in targets:
         text = target.read_text()
         name = re.search(r"^#define TORCHCONV_ISA (\w+)$", text, re.MULTILINE)
-        needed = re.search(r'^#define TORCHCONV_FEATURES "([\w,]+)"$', text, re.MULTILINE)
+        needed = re.search(r'^#define TORCHCONV_FEATURES "([\w.,]+)"$', text, re.MULTILINE)
         if name and needed:
             wanted = all(features.get(feature, False) for feature in needed[1].split(","))
             rows = [row for row in torchconv.implementations() if row.name.startswith(f"cpu.{name[1]}.")]
