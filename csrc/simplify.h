@@ -11,8 +11,10 @@ namespace torchconv {
 
 // Merges the whole window into the channels: a convolution with a single output pixel, whose window is the input, is a
 // linear layer of C R S channels. In memory these must be one vector in both x and w, in the same order.
-inline void merge_window(Conv& conv) {
+inline void merge_window(Conv& conv, Op op) {
+  constexpr double max_outputs = 1 << 19;  // gemm packs as many biases
   const Axis &rows = conv.rows, &cols = conv.cols;
+  if (op == Op::grad_input && double(conv.C) * rows.in * cols.in > max_outputs) return;
   const auto is_whole = [](const Axis& axis) {
     return axis.out == 1 && axis.kernel == axis.in && axis.pad == 0 && (axis.dilation == 1 || axis.kernel == 1);
   };
@@ -55,6 +57,7 @@ inline void merge_pixels(Conv& conv, Op op, Axis& axis, int64_t Strides::* along
   if (conv.groups != 1 || axis.kernel < 1 || axis.out < 1 || size == 1 || axis.dilation != 1 || axis.pad % size != 0)
     return;
   const int64_t in = axis.in / size * size;  // the windows must read no other pixels; grad_input computes all
+  if (in == 0) return;
   if (in != axis.in && (op == Op::grad_input || axis.position(axis.out - 1, axis.kernel - 1) >= in)) return;
   for (const Strides& s : {conv.x, conv.w})
     if (conv.C > 1 && s.*along != conv.C * s.c) return;
@@ -72,7 +75,7 @@ inline void merge_pixels(Conv& conv, Op op, Axis& axis, int64_t Strides::* along
 }
 
 inline Conv simplified(Conv conv, Op op) {
-  merge_window(conv);
+  merge_window(conv, op);
   merge_pixels(conv, op, conv.cols, &Strides::w);
   merge_pixels(conv, op, conv.rows, &Strides::h);
   return conv;

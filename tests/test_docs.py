@@ -106,3 +106,19 @@ def test_the_readme_shows_what_its_code_prints():
         with contextlib.redirect_stdout(printed):
             exec(code, names)
         assert printed.getvalue() == text
+
+
+def test_contributing_names_files_and_functions_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:csrc|torchconv|tests|benchmarks)/[\w/]+\.\w+|csrc/[\w/]+/)`", text)
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rows = re.findall(r"^\| [^|]+ \| `([\w/.]+\.\w+)`: ((?:`\w+`(?:, )?)+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 8
+    missing = [
+        (path, name)
+        for path, names in rows
+        for name in re.findall(r"\w+", names)
+        if not re.search(rf"\b{name}\b", (ROOT / path).read_text())
+    ]
+    assert missing == []

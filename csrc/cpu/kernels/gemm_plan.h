@@ -87,8 +87,8 @@ Plan<E, S> plan(const Correlation& conv) {
   if (plan.small_k) plan.lanes_per_panel = K;
   // Pixels of a tile that are a multiple of 2 or 4 KiB apart fall into few sets of L1: a longer pitch spreads them.
   // Then neighbouring taps are no longer one run.
-  const bool clash =
-      conv.cols.kernel <= 1 ? channels * size % 2048 == 0 : conv.cols.stride * channels * size % 4096 == 0;
+  const int64_t pixel = channels * size % 4096;
+  const bool clash = conv.cols.kernel <= 1 ? pixel % 2048 == 0 : conv.cols.stride % 4096 * pixel % 4096 == 0;
   if (clash && (conv.cols.kernel <= 1 || (!plan.small_k && channels >= Plan::min_spread))) {
     plan.pitch += L;
     plan.joined = 1;

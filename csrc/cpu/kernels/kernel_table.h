@@ -160,9 +160,7 @@ struct Linear {
   static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("linear");
   using Types = AllTypes;
   static constexpr const char* supported =
-      "forward and grad_input of one group, with a single output pixel whose window is the whole input, and weights "
-      "that "
-      "are contiguous along input or output channels";
+      "one group whose window is the whole input, in forward and grad_input, if the weights of a window are contiguous";
   static constexpr const char* suited = "everything that it supports";
 
   static bool suits(const Conv&, Op) { return true; }

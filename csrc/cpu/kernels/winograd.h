@@ -158,7 +158,7 @@ class GroupWeights {
         copies_(is_own(tiles) ? workers_ : 1),
         u_(output.C, output.NR, scratch, copies_ * stacks()),
         has_(scratch.take<uint8_t>(copies_ * groups_)) {
-    std::memset(has_, copies_ == 1, copies_ * groups_);
+    std::memset(has_, 0, copies_ * groups_);
     if (copies_ > 1) return;
     parallel_for(stacks(), 2 * output.products(), [&](int64_t task) { make(task, task); });
   }
@@ -167,12 +167,13 @@ class GroupWeights {
 
   // U of a group, counted from the first, for a worker.
   PlaneStack<T> of(int64_t group, int64_t worker) const {
-    const int64_t copy = copies_ > 1 ? worker : 0, first = group * output_.panels;
-    uint8_t& has = has_[copy * groups_ + group];
+    const int64_t first = group * output_.panels;
+    if (copies_ == 1) return u_.stack(first);
+    uint8_t& has = has_[worker * groups_ + group];
     for (int64_t panel = 0; !has && panel < output_.panels; ++panel)
-      make(first + panel, copy * stacks() + first + panel);
+      make(first + panel, worker * stacks() + first + panel);
     has = 1;
-    return u_.stack(copy * stacks() + first);
+    return u_.stack(worker * stacks() + first);
   }
 
  private:
@@ -222,8 +223,8 @@ void correlate_own_v(const OutputPanels<S>& output, int64_t begin, int64_t end, 
     Scratch scratch;
     const PlaneStack<T> v(tiles.count(), round_up(C, L), scratch), m(tiles.count(), NR, scratch);
     make_v(conv, tiles, (begin + group) * C, C, x, v, output.inspect_inputs(begin + group));
+    const PlaneStack<T> u = weights.of(group, worker);  // also shows all weights to the guard
     if (output.guard.are_outliers(begin + group, tiles)) return;
-    const PlaneStack<T> u = weights.of(group, worker);
     for (int64_t panel = first; panel < std::min(first + per_task, panels); ++panel) {
       auto prefetch = output.prefetch(tiles, begin + group, panel, y);
       multiply_planes(v, u.stack(panel), m, tiles.count(), C, false, prefetch);

@@ -83,16 +83,17 @@ INLINE void store(Short* p, __m512 v, int n) {
 
 // Load the elements 0, 2, 4, ... from p on into the first n lanes, or store those. No other element is read or written.
 template <>
-constexpr bool has_every_second<float> = true;
+inline constexpr bool has_every_second<float> = true;
 
+INLINE uint32_t every_second(int n) { return 0x55555555u & (n < 16 ? first(2 * n) : 0xffffffffu); }
 INLINE __m512 load_every_second(const float* p, int n) {
-  const int count = 2 * n - 1;  // elements from the first to the last
-  const __m512 low = load(p, std::min(count, 16)), high = count > 16 ? load(p + 16, count - 16) : __m512{};
+  const uint32_t even = every_second(n);
+  const __m512 low = _mm512_maskz_loadu_ps(even & 0xffff, p), high = _mm512_maskz_loadu_ps(even >> 16, p + 16);
   const __m512i index = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   return _mm512_permutex2var_ps(low, index, high);
 }
 INLINE void store_every_second(float* p, __m512 v, int n) {
-  const uint32_t even = 0x55555555u & (n < 16 ? first(2 * n) : 0xffffffffu);
+  const uint32_t even = every_second(n);
   const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
   const __m512i high = _mm512_set_epi32(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8);
   _mm512_mask_storeu_ps(p, even & 0xffff, _mm512_permutexvar_ps(low, v));
