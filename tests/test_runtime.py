@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LAYOUTS, WIDE, Case, arrange, device_of, normals, on
-from grid import WIDEST, each, each_row, run, run_op, supported, takes, variants
+from grid import CPU_ROWS, WIDEST, each, each_row, run, run_op, supported, takes, variants
 
 import torchconv
 from torchconv import _C, functional
@@ -86,6 +86,18 @@ def test_bits_are_the_same_on_64_threads(row, case, threads):
         operands = [arrange(normals(size).to(dtype), layout) for size in (case.x, case.w, case.y)]
         first, *others = results_on_threads(case, operands, row, (1, 2, 64), threads)
         assert all(same(other, first) for other in others), (dtype, layout)
+
+
+@each_row([row for row in CPU_ROWS if "winograd" in row and "bf16" not in row])
+def test_weights_out_of_range_are_found_on_any_number_of_threads(row, threads):
+    """Also those of a group all of whose tiles are outliers: then winograd leaves everything to gemm."""
+    case = Case("groups", (2, 64, 16, 16), (64, 32, 3, 3), padding=(1, 1, 1, 1), groups=2)
+    x, w, y = (normals(size).float() for size in (case.x, case.w, case.y))
+    x[:, :32] = 1e20
+    w[0, 0, 0, 0] = float("inf")
+    first, *others = results_on_threads(case, (x, w, y), row, (1, 2, 5), threads)
+    for other in others:
+        torch.testing.assert_close(other["conv2d"], first["conv2d"], rtol=0, atol=0, equal_nan=True)
 
 
 PER_SAMPLE = ("conv2d", "conv2d_grad_input")  # grad_weight is a sum over the batch
