@@ -14,7 +14,10 @@ import torch
 
 
 def source() -> str:
-    """The source that torchconv was installed from, as pip noted it, quoted for a shell; or a placeholder."""
+    """The folder or URL that torchconv was installed from, quoted for a shell.
+
+    If pip has not recorded it, words that stand for it: <the folder of torchconv's source>.
+    """
     try:
         note = distribution("torchconv").read_text("direct_url.json")
     except PackageNotFoundError:
