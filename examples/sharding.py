@@ -101,6 +101,7 @@ def main() -> None:
         for name, losses in ways.items():
             difference = max(abs(a - b) for a, b in zip(losses, alone, strict=True))
             print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f}, largest difference {difference:.1e}")
+    dist.barrier()  # no process leaves while another one still sends to it
     dist.destroy_process_group()
 
 

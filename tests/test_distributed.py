@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from torch.distributed.tensor import Partial, Replicate, Shard
+from torchrun import run_two_processes
 
 from torchconv._ops.table import BY_NAME, OPERATORS
 from torchconv.distributed import strategies
@@ -54,15 +55,14 @@ check(conv2d, (x, (8, 3, 3, 3)), (Shard(1), Shard(0)), R, groups=2)
 check(transposed, (x, (6, 8, 3, 3)), (Shard(0), R), Shard(0), stride=2)
 check(transposed, (x, (6, 8, 3, 3)), (R, Shard(1)), Shard(1))
 check(transposed, (x, (6, 8, 3, 3)), (Shard(1), Shard(0)), Partial())
+dist.barrier()
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.system
 def test_two_processes_compute_what_one_does():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    done = subprocess.run([*command, sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_processes("-c", PROGRAM)
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)

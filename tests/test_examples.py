@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchrun import run_two_processes
 
 pytestmark = pytest.mark.system
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -65,26 +66,14 @@ def test_memory_planning(tmp_path):
 
 
 def test_ddp():
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        EXAMPLES / "ddp.py",
-    ]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    text = run_two_processes(EXAMPLES / "ddp.py")
     assert float(re.search(r"2 processes: gradients differ .* by ([\d.e+-]+)", text).group(1)) < 1e-5
     first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+) in 50 steps", text).groups())
     assert last < 0.2 * first
 
 
 def test_sharding():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    text = subprocess.run(
-        [*command, EXAMPLES / "sharding.py"], check=True, capture_output=True, text=True, timeout=600
-    ).stdout
+    text = run_two_processes(EXAMPLES / "sharding.py")
     found = re.findall(r"^(\w+): loss ([\d.]+) to ([\d.]+), largest difference ([\d.e+-]+)$", text, re.MULTILINE)
     assert [name for name, *_ in found] == ["data", "filters", "channels"]
     for _, first, last, difference in found:
