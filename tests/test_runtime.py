@@ -67,6 +67,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(row, case, threads):
 MANY_THREADS = [
     Case("few_weights", (2, 32, 30, 30), (96, 32, 3, 3), padding=(1, 1, 1, 1)),
     Case("many_weights", (3, 256, 14, 14), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
+    Case("many_weights_many_tiles", (4, 256, 26, 38), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
     Case("many_weights_one_image", (1, 256, 30, 22), (160, 256, 3, 3), padding=(1, 1, 1, 1)),
     Case("groups", (2, 48, 14, 14), (48, 16, 3, 3), padding=(1, 1, 1, 1), groups=3),
     Case("depthwise", (2, 96, 30, 30), (96, 1, 3, 3), padding=(1, 1, 1, 1), groups=96),

@@ -59,10 +59,14 @@ constexpr int64_t shared_u_bytes = 3 << 20;  // U, computed once and read by all
 constexpr int64_t own_u_bytes = 8 << 20;     // U of all workers, if each computes it
 constexpr int64_t min_own_u_tiles = 8;       // of a worker, below which that takes too much of its time
 constexpr int64_t max_own_v_channels = 768;  // maximum input channels of a group for which tasks have their own V
-constexpr int64_t shared_v_bytes = 6 << 20;  // V, read by all tasks, from L3
-constexpr int64_t max_shared_v_tiles = 112;  // tiles of M, beside U of a channel block, in L2
+constexpr int64_t large_v_bytes = 6 << 20;   // V of many tiles, read panel by panel, from L3
+constexpr int64_t all_v_bytes = 32 << 20;    // of all workers, if each computes V of its own tiles
+constexpr int64_t max_large_v_tiles = 112;   // tiles of M, beside U of a channel block, in L2
+constexpr int64_t min_large_v_tiles = 56;    // of these, below which workers spend too much of their time on U
+constexpr int64_t min_own_tiles = 96;        // of a worker, below which there is too little to divide evenly
+constexpr int64_t tiles_per_u = 12;          // tiles that take as long to multiply as a panel of U to compute
 constexpr int64_t channels_per_block = 64;   // of a channel block
-static_assert(own_u_bytes + own_v_bytes < scratch_per_thread && shared_v_bytes < scratch_per_thread);
+static_assert(own_u_bytes + own_v_bytes < scratch_per_thread && large_v_bytes < scratch_per_thread);
 
 // One axis of a phase of a dilated correlation. Outputs `dilation` apart read inputs that are `dilation` apart. Outputs
 // offset, offset + dilation, ... are therefore a correlation without dilation of inputs first, first + dilation, ...
@@ -87,7 +91,7 @@ int64_t lanes_per_panel(const Conv& conv) {
 }
 
 // The number of groups that correlate_own_v computes at once: those whose U fits into shared_u_bytes. 0 if it supports
-// none, and correlate_shared_v computes them.
+// none, and correlate_large_v computes them.
 template <class S>
 int64_t groups_together(const Conv& conv) {
   using T = Acc<S>;
@@ -249,18 +253,25 @@ struct TileLines {
   }
 };
 
-// Computes V of `tiles` on all threads, a stack for each channel block. Tasks: rows of tiles x channel blocks.
+// V of some tiles, a stack for each channel block.
 template <class S>
-void make_shared_v(const OutputPanels<S>& output, const Tiles& tiles, int64_t group, const S* x,
-                   const PlaneStack<Acc<S>>& v) {
-  const int64_t C = output.C, channel_blocks = ceil_div(C, channels_per_block);
-  const double work = double(planes) * 16 * tiles.cols * channels_per_block;
-  parallel_for(tiles.images * tiles.rows * channel_blocks, work, [&](int64_t task) {
-    const int64_t row = task / channel_blocks, block = task % channel_blocks, c = block * channels_per_block;
-    make_v(output.conv, tiles.only_row(row), group * C + c, std::min(channels_per_block, C - c), x,
+struct LargeV {
+  const OutputPanels<S>& output;
+  const Tiles& tiles;
+  int64_t group;
+  const S* x;
+  PlaneStack<Acc<S>> v;
+
+  int64_t count() const { return tiles.images * tiles.rows * ceil_div(output.C, channels_per_block); }
+
+  // Computes part i of count(): a channel block of a row of tiles.
+  void make(int64_t i) const {
+    const int64_t channel_blocks = ceil_div(output.C, channels_per_block), row = i / channel_blocks,
+                  block = i % channel_blocks, c = block * channels_per_block;
+    make_v(output.conv, tiles.only_row(row), group * output.C + c, std::min(channels_per_block, output.C - c), x,
            v.stack(block).part(row * tiles.cols, 0), output.inspect_inputs(group));
-  });
-}
+  }
+};
 
 // Computes the outputs of some tiles and a panel. `v` begins at the first of these tiles.
 template <class S>
@@ -285,28 +296,61 @@ void correlate_panel(const OutputPanels<S>& output, const Tiles& tiles, int64_t 
   output.write(tiles, m, group, panel, y);
 }
 
-// For many weights: each task computes U of its output channels, one block of input channels after the other, and all
-// tasks share V of many tiles.
+// For many weights, which are transformed panel by panel, one block of input channels after the other, for many tiles
+// at once: how these are cut into blocks. If there are enough, each worker computes V of its own blocks: that takes
+// less time than reading what another core has just written. Otherwise all workers share V of one block after the
+// other.
+struct LargeBlocks {
+  TileBlocks blocks;
+  bool own;
+
+  template <class S>
+  static LargeBlocks of(const OutputPanels<S>& output) {
+    const int64_t tile_bytes = planes * output.C * int64_t(sizeof(Acc<S>)), workers = thread_count();
+    const auto fitting = [&](int64_t bytes) { return std::clamp<int64_t>(bytes / tile_bytes, 1, max_large_v_tiles); };
+    const TileBlocks shared(output.conv, fitting(large_v_bytes));
+    const int64_t most = fitting(std::min(large_v_bytes, all_v_bytes / workers));
+    const int64_t tiles = ceil_div(output.conv.N * shared.tile_rows * shared.tile_cols, workers);  // of a worker
+    if (workers == 1 || most < min_large_v_tiles || tiles < min_own_tiles) return {shared, false};
+    // The fewest blocks of a worker, or one more, if that divides the work better.
+    const auto cut = [&](int64_t count) { return TileBlocks(output.conv, ceil_div(tiles, count)); };
+    const auto time = [&](const TileBlocks& blocks) {
+      return ceil_div(blocks.count(), workers) * (blocks.max_tiles() + tiles_per_u);
+    };
+    const int64_t fewest = ceil_div(tiles, most);
+    const TileBlocks few = cut(fewest), more = cut(fewest + 1);
+    return {time(more) < time(few) ? more : few, true};
+  }
+};
+
 template <class S>
-void correlate_shared_v(const OutputPanels<S>& output, int64_t group, const S* x, const S* w, S* y) {
-  using T = Acc<S>;
-  const int64_t C = output.C, panels = output.panels;
-  const int64_t most = std::clamp<int64_t>(shared_v_bytes / int64_t(sizeof(T)) / planes / C, 1, max_shared_v_tiles);
-  const TileBlocks blocks(output.conv, most);
-  Scratch scratch;
-  PlaneStack<T> v(blocks.max_tiles(), channels_per_block, scratch, ceil_div(C, channels_per_block));
+void correlate_large_v(const OutputPanels<S>& output, int64_t group, const S* x, const S* w, S* y) {
+  const auto [blocks, own] = LargeBlocks::of(output);
+  const int64_t panels = output.panels, stacks = ceil_div(output.C, channels_per_block);
+  if (own) {
+    const double work = output.products() * panels * blocks.max_tiles();
+    parallel_for(blocks.count(), work, [&](int64_t task) {
+      const Tiles tiles = blocks[task];
+      Scratch scratch;
+      const LargeV<S> v{output, tiles, group, x, {tiles.count(), channels_per_block, scratch, stacks}};
+      for (int64_t i = 0; i < v.count(); ++i) v.make(i);
+      for (int64_t panel = 0; panel < panels; ++panel) correlate_panel(output, tiles, group, panel, w, v.v, y);
+    });
+    return;
+  }
   for (int64_t block = 0; block < blocks.count(); ++block) {
     const Tiles tiles = blocks[block];
-    v.resize(tiles.count());
-    make_shared_v(output, tiles, group, x, v);
+    Scratch scratch;
+    const LargeV<S> v{output, tiles, group, x, {tiles.count(), channels_per_block, scratch, stacks}};
+    parallel_for(v.count(), double(planes) * 16 * tiles.cols * channels_per_block, [&](int64_t i) { v.make(i); });
     // With many threads, tasks get fewer tiles (some of the images, or else some of the rows), although U of the same
     // output channels is then computed several times.
     const int64_t lines = TileLines::count(tiles);
     const int64_t parts = std::clamp<int64_t>(ceil_div(thread_count(), panels), 1, lines);
     parallel_for(panels * parts, output.products() * tiles.count() / parts, [&](int64_t task) {
       const int64_t panel = task % panels, part = task / panels;
-      const TileLines own(tiles, split_begin(lines, parts, part), split_begin(lines, parts, part + 1));
-      correlate_panel(output, own.tiles, group, panel, w, v.part(own.first_tile, 0), y);
+      const TileLines some(tiles, split_begin(lines, parts, part), split_begin(lines, parts, part + 1));
+      correlate_panel(output, some.tiles, group, panel, w, v.v.part(some.first_tile, 0), y);
     });
   }
 }
@@ -341,7 +385,7 @@ void correlate(const Correlation& conv, const S* x, const S* w, S* y, const Epil
     for (int64_t group = 0; group < conv.groups; group += together)
       correlate_own_v(output, group, std::min(group + together, conv.groups), x, w, y);
   } else {
-    for (int64_t group = 0; group < conv.groups; ++group) correlate_shared_v(output, group, x, w, y);
+    for (int64_t group = 0; group < conv.groups; ++group) correlate_large_v(output, group, x, w, y);
   }
   correct_outliers(conv, output.guard, x, w, y, epilogue);
 }
@@ -350,7 +394,7 @@ template <class S>
 std::string describe(const Conv& conv) {
   const char* const sharing = groups_together<S>(conv) > 0
                                   ? "each task transforms its inputs, and all share the weights"
-                                  : "each task transforms its weights, and all share the inputs";
+                                  : "weights are transformed for many tiles at once";
   return std::string("F(4x4, 3x3), ") + sharing;
 }
 
