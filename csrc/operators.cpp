@@ -50,6 +50,8 @@ Four result_strides(const Four& size, const View& a, const View& b) {
   return {n, c, h, 1};
 }
 
+}  // namespace
+
 Activation activation_named(const std::string& name) {
   static constexpr std::pair<const char*, Activation> names[] = {
       {"none", Activation::none},   {"relu", Activation::relu},       {"leaky_relu", Activation::leaky_relu},
@@ -60,8 +62,6 @@ Activation activation_named(const std::string& name) {
   throw std::runtime_error("activation must be none, relu, leaky_relu, relu6, sigmoid or tanh, but got \"" + name +
                            "\"");
 }
-
-}  // namespace
 
 Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
                  const std::string& implementation) {

@@ -13,6 +13,9 @@
 
 namespace torchconv {
 
+// The activation of this name; std::runtime_error if there is none.
+Activation activation_named(const std::string& name);
+
 struct View {
   void* data;
   int64_t dim;

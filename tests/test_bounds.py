@@ -44,6 +44,19 @@ for case in cases:
                 ops.conv2d(x, w, *case.geometry, name)
                 ops.conv2d_grad_input(y, w, case.x[2:], *case.geometry, name)
                 ops.conv2d_grad_weight(x, y, case.w[2:], *case.geometry, name)
+
+# Batch normalization, forward and backward, on the widest instruction set.
+for size in (2, 37, 5, 7), (3, 16, 1, 1), (1, 3, 70, 60), (2, 33):
+    for dtype in torch.float64, torch.float32, torch.bfloat16:
+        for layout in torch.contiguous_format, torch.channels_last:
+            x = torch.ones(size, dtype=dtype)
+            x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
+            x, residual, dz = (at_the_end(x.clone()) for _ in range(3))
+            weight, bias = (at_the_end(torch.ones(size[1], dtype=dtype)) for _ in range(2))
+            z, mean, rstd, _ = ops.batch_norm(x, weight, bias, residual, None, None, 1e-5, "relu", 0.0)
+            ops.batch_norm(x, weight, bias, None, mean, rstd, 1e-5, "tanh", 0.0)
+            for output in at_the_end(z), None:
+                ops.batch_norm_backward(dz, x, output, weight, bias, mean, rstd, True, "relu", 0.0, True)
 print("done", len(cases))
 """
 

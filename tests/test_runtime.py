@@ -101,6 +101,21 @@ def test_weights_out_of_range_are_found_on_any_number_of_threads(row, threads):
         torch.testing.assert_close(other["conv2d"], first["conv2d"], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batch_norm_has_the_same_bits_on_any_number_of_threads(channels_last, threads):
+    layout = "channels_last" if channels_last else "contiguous"
+    x, residual, dz = (arrange(normals((5, 70, 33, 31)).float(), layout) for _ in range(3))
+    weight = normals((70,)).float()
+    runs = []
+    for count in (1, 2, 7):
+        threads(count)
+        inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, residual)]
+        z = torchconv.batch_norm(inputs[0], None, None, inputs[1], training=True, residual=inputs[2], activation="relu")
+        runs.append((z, *torch.autograd.grad(z, inputs, dz)))
+    for other in runs[1:]:
+        assert all(torch.equal(found, first) for found, first in zip(other, runs[0], strict=True))
+
+
 PER_SAMPLE = ("conv2d", "conv2d_grad_input")  # grad_weight is a sum over the batch
 
 

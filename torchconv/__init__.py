@@ -21,6 +21,7 @@ from torchconv.models import explain as _explain
 from torchconv.models import fold as _fold
 from torchconv.models.convert import Report, convert, converting, revert
 from torchconv.models.explain import Explanation, explain
+from torchconv.normalization import batch_norm
 from torchconv.pooling import AvgPool2d, MaxPool2d
 from torchconv.registry import Implementation, choice, chosen, implementations, scratch_bytes, use
 
@@ -51,6 +52,7 @@ __all__ = [
     "LazyConvTranspose2d",
     "MaxPool2d",
     "Report",
+    "batch_norm",
     "chosen",
     "conv1d",
     "conv2d",

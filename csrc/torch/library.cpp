@@ -1,5 +1,6 @@
 // The operators as torch's dispatcher sees them, over the LibTorch stable ABI: schemas, dtypes, allocation.
 #include "../operators.h"
+#include "checks.h"
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -24,7 +25,19 @@ View view(const Tensor& tensor) {
           tensor.is_cuda() ? Device::cuda : Device::cpu};
 }
 
-// As torch prints a dtype in Python: "torch.float32".
+std::string device_name(const Tensor& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
+}
+
+void require_cuda_build() {
+  const auto is_for_cuda = [](const Implementation& implementation) { return implementation.device == Device::cuda; };
+  if (std::ranges::none_of(implementations(), is_for_cuda))
+    throw std::runtime_error(
+        "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
+}
+
+}  // namespace
+
 std::string dtype_name(ScalarType type) {
   const auto name = [&]() -> std::string {
     switch (type) {
@@ -48,18 +61,6 @@ std::string dtype_name(ScalarType type) {
   return "torch." + name();
 }
 
-std::string device_name(const Tensor& tensor) {
-  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
-}
-
-void require_cuda_build() {
-  const auto is_for_cuda = [](const Implementation& implementation) { return implementation.device == Device::cuda; };
-  if (std::ranges::none_of(implementations(), is_for_cuda))
-    throw std::runtime_error(
-        "torchconv was built without CUDA, but got a tensor on cuda: build it again with TORCHCONV_CUDA=1");
-}
-
-// The dtype of two operands, which must agree in it and in their device.
 Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
   if (!a.defined()) throw std::runtime_error(std::string(a_name) + " must be a tensor, but got None");
   if (!b.defined()) throw std::runtime_error(std::string(b_name) + " must be a tensor, but got None");
@@ -81,6 +82,8 @@ Dtype check_operands(const char* a_name, const Tensor& a, const char* b_name, co
                                dtype_name(type));
   }
 }
+
+namespace {
 
 // Until the end of the scope, the tensor's device is the current one.
 class OnDeviceOf {

@@ -195,3 +195,25 @@ def conv2d_grad_weight(
     check_groups(w_size, groups)
     check_y(y, [x.shape[0], y.shape[1], *output_size(x.shape, w_size, stride, padding, dilation)])
     return result(x, y, w_size)
+
+
+def empty_channels(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+@torch.library.register_fake(ops.batch_norm.default)
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor | None,
+    variance: Tensor | None, eps: float, activation: str, slope: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return torch.empty_like(x), empty_channels(x), empty_channels(x), empty_channels(x)
+
+
+@torch.library.register_fake(ops.batch_norm_backward.default)
+def batch_norm_backward(
+    dz: Tensor, x: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor,
+    training: bool, activation: str, slope: float, needs_input_gradient: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    dx = torch.empty_like(x) if needs_input_gradient else x.new_empty(0)
+    g = x.new_empty(0) if z is None else torch.empty_like(x)
+    return dx, empty_channels(x), empty_channels(x), g

@@ -3,6 +3,7 @@
 //   TORCHCONV_INSTANCES         explicit instantiations of templates in ../kernels, ../micro and ../pack
 //   TORCHCONV_IMPLEMENTATIONS   the implementations of the instruction set; only in kernel_table.cpp, which does not
 //                               define the operators of the kernels (../kernels/run.h)
+// or, instead of these, TORCHCONV_KERNELS: a header with kernels that are no convolutions, and all that they need.
 //
 // A description defines
 //   TORCHCONV_ISA          the name of the instruction set: its namespace, and a part of its implementations' names
@@ -67,6 +68,9 @@ namespace torchconv::cpu::TORCHCONV_ISA {
 
 #include TORCHCONV_VECTOR
 
+#if defined(TORCHCONV_KERNELS)
+#include TORCHCONV_KERNELS
+#else
 #include "../kernels/all.h"
 
 #if defined(TORCHCONV_IMPLEMENTATIONS)
@@ -77,6 +81,7 @@ extern constinit const InstructionSet instruction_set = {available, implementati
 #endif
 
 TORCHCONV_INSTANCES
+#endif
 }  // namespace torchconv::cpu::TORCHCONV_ISA
 TORCHCONV_END_REGION
 

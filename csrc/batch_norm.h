@@ -1,0 +1,42 @@
+// Batch normalization with an activation: z = activation((x - mean) * scale + shift + residual), with per-channel mean,
+// scale and shift; the statistics of x, and the gradients. On the CPU.
+#pragma once
+
+#include "conv.h"
+#include "epilogue.h"
+
+namespace torchconv {
+
+// A batch of images of C channels and P pixels, without gaps: [N][P][C] if channels_last, else [N][C][P].
+struct BatchNormShape {
+  Dtype dtype;
+  int64_t N, C, P;
+  bool channels_last;
+  Activation activation;
+  double slope;  // of leaky_relu, for negative inputs
+
+  int64_t elements() const { return N * C * P; }
+};
+
+// Per-channel tensors are [C], float64 for tensors of float64, else float32.
+struct BatchNormChannels {
+  const void *mean, *scale, *shift;
+};
+
+// The mean of each channel, and the sum of its squared differences from it.
+void batch_norm_statistics(const BatchNormShape& shape, const void* x, void* mean, void* squares);
+
+// z; `residual` may be null.
+void batch_norm_apply(const BatchNormShape& shape, const void* x, const BatchNormChannels& channels,
+                      const void* residual, void* z);
+
+// The sums of g and of g * (x - mean) of each channel, where g is the gradient before the activation. With a residual,
+// z is given, and g is stored, which is the gradient of the residual; otherwise both are null.
+void batch_norm_gradient_sums(const BatchNormShape& shape, const void* dz, const void* x, const void* z,
+                              const BatchNormChannels& channels, void* g, void* sum, void* product);
+
+// dx = scale * g + factor * (x - mean) + offset, with per-channel factor and offset.
+void batch_norm_grad_input(const BatchNormShape& shape, const void* dz, const void* x,
+                           const BatchNormChannels& channels, const void* factor, const void* offset, void* dx);
+
+}  // namespace torchconv

@@ -1,0 +1,169 @@
+"""torchconv.batch_norm: batch normalization, an addition and an activation in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchconv._ops.table import ops
+from torchconv._torch_private import functorch_is_active, is_forward_ad
+from torchconv.activations import ACTIVATIONS, check_activation
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MAX_CHANNELS = 1 << 16  # what is computed for each channel stays in the working memory
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """Equals `activation(F.batch_norm(input, running_mean, ..., eps) + residual)`, F being torch.nn.functional.
+
+    On the CPU it reads memory once for the statistics and once for the result, twice in backward, and keeps input for
+    backward, and with a residual that and the result, too. Statistics are accumulated as differences
+    from the first pixel of each block of pixels, and merged by the formula of Chan, Golub and LeVeque (1983), so that a
+    mean much larger than the standard deviation costs no accuracy. torch's own functions compute what is on another
+    device, not dense, or under torch.compile, torch.func or forward-mode differentiation.
+
+    Args:
+        input: [N, C, ...]; float64, float32, bfloat16 or float16, in any memory format, which the result has, too.
+        running_mean, running_var: [C], or None. Updated in place if training.
+        weight, bias: [C], or None for 1 and 0.
+        training: whether to normalize by the statistics of input instead of the running ones.
+        momentum: the share of new statistics in the running ones.
+        eps: added to the variance.
+        residual: of the size of input, added before the activation; or None.
+        activation, negative_slope: as in torchconv.conv2d.
+
+    Returns:
+        activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input.
+
+    Raises:
+        ValueError: on an unknown activation, or if there is a single value per channel to take statistics of.
+        RuntimeError: on sizes and dtypes that do not fit together, with the message of torch's function.
+    """
+    name = check_activation(activation, negative_slope)
+    per_channel = (running_mean, running_var, weight, bias)
+    if not is_fused(input, residual, per_channel, training):
+        y = torch.nn.functional.batch_norm(input, *per_channel, training, momentum, eps)
+        return ACTIVATIONS[name].apply(y if residual is None else y + residual, negative_slope)
+    statistics = (None, None) if training else (running_mean, running_var)
+    function: Any = BatchNorm.apply
+    z, mean, variance = function(input, weight, bias, residual, *statistics, eps, name, negative_slope)
+    if training:
+        update(running_mean, mean, momentum)
+        update(running_var, variance, momentum)
+    return z  # type: ignore[no-any-return]
+
+
+def update(running: Tensor | None, new: Tensor, momentum: float) -> None:
+    """Move running statistics towards new ones."""
+    if running is not None:
+        with torch.no_grad():
+            running.lerp_(new.to(running.dtype), momentum)
+
+
+def channel_dtype(input: Tensor) -> torch.dtype:
+    """Of statistics and of what is computed with them."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bool) -> bool:
+    """Whether our kernels take it. Whatever they do not, torch computes, or refuses in its words."""
+    if torch.compiler.is_compiling() or is_tracing() or functorch_is_active() or is_forward_ad():
+        return False
+    tensors = [tensor for tensor in (input, residual, *per_channel) if tensor is not None]
+    if not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors):
+        return False
+    if any(tensor.device.type != "cpu" or tensor.layout != torch.strided for tensor in tensors):
+        return False
+    if input.dtype not in FLOATS or input.dim() < 2 or not is_dense(input) or input.numel() == 0:
+        return False
+    if input.shape[1] > MAX_CHANNELS:
+        return False
+    if residual is not None and (residual.shape, residual.dtype) != (input.shape, input.dtype):
+        return False
+    if any(tensor.shape != input.shape[1:2] for tensor in tensors[1 + (residual is not None) :]):
+        return False
+    if any(t.dtype not in (input.dtype, channel_dtype(input)) for t in per_channel if t is not None):
+        return False
+    has_statistics = per_channel[0] is not None and per_channel[1] is not None
+    return input.numel() > input.shape[1] if training else has_statistics
+
+
+def is_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The same values with the strides of another tensor."""
+    return tensor if tensor.stride() == other.stride() else torch.empty_like(other).copy_(tensor)
+
+
+class BatchNorm(Function):
+    """z, mean and unbiased variance: z = activation((x - mean) / sqrt(variance + eps) * weight + bias + residual)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, eps: float, activation: str, slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        added = None if residual is None else like(residual, x)
+        z, mean, rstd, variance = ops.batch_norm(
+            x, weight, bias, added, running_mean, running_var, eps, activation, slope
+        )
+        keeps_z = residual is not None and activation != "none"
+        ctx.save_for_backward(x, weight, bias, residual, running_var, mean, rstd, z if keeps_z else None)
+        ctx.rest = eps, activation, slope
+        ctx.mark_non_differentiable(mean, variance)
+        return z, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            return (*differentiable_backward(ctx, dz), *[None] * 5)
+        x, weight, bias, _, running_var, mean, rstd, z = ctx.saved_tensors
+        _, activation, slope = ctx.rest
+        need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
+        dz, training = like(dz, x), running_var is None
+        dx, dweight, dbias, g = ops.batch_norm_backward(
+            dz, x, z, weight, bias, mean, rstd, training, activation, slope, need_x
+        )
+        return (
+            dx if need_x else None,
+            dweight.to(weight.dtype) if need_weight else None,
+            dbias.to(bias.dtype) if need_bias else None,
+            (dz if z is None else g) if need_residual else None,
+            *[None] * 5,
+        )
+
+
+def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
+    """The gradients of x, weight, bias and residual, as functions of them and of dz that can be differentiated."""
+    x, weight, bias, residual, running_var, mean, _, _ = ctx.saved_tensors
+    eps, activation, slope = ctx.rest
+    training = running_var is None
+    y = torch.nn.functional.batch_norm(x, None if training else mean, running_var, weight, bias, training, 0.0, eps)
+    z = ACTIVATIONS[activation].apply(y if residual is None else y + residual, slope)
+    needed = ctx.needs_input_grad[:4]
+    wanted = [tensor for tensor, need in zip((x, weight, bias, residual), needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
