@@ -124,6 +124,53 @@ def test_derivatives_of_first_and_second_order(training, activation):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_second_derivatives_where_operands_depend_on_each_other(training):
+    x, weight, bias, _ = operands((3, 4, 5, 5))
+    mean, variance = torch.zeros(4).double(), torch.ones(4).double()
+    found = []
+    for function in (torchconv.batch_norm, torchs):
+        leaf = x.clone().requires_grad_()
+        for residual in (leaf, 2 * leaf, leaf.square()):
+            z = function(leaf * 1, mean, variance, weight, bias, training, residual=residual, activation="tanh")
+            (dx,) = torch.autograd.grad(z.square().sum(), leaf, create_graph=True)
+            found += [dx, *torch.autograd.grad(dx.square().sum(), leaf)]
+    for ours, wanted in zip(found[:6], found[6:], strict=True):
+        assert_close(ours, wanted)
+
+
+def test_running_statistics_may_change_before_backward():
+    x, weight, bias, _ = operands((3, 4, 5, 5))
+    mean, variance = torch.zeros(4).double(), torch.ones(4).double()
+    x.requires_grad_()
+    z = torchconv.batch_norm(x, mean, variance, weight, bias, training=False)
+    (z + torchconv.batch_norm(x, mean, variance, weight, bias, training=True)).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_without_training_infinity_has_no_effect_on_the_gradient(channels_last):
+    x, weight, bias, _ = operands((3, 4, 5, 5), torch.float32, channels_last)
+    x[1, 2, 3, 3] = float("inf")
+    x.requires_grad_()
+    torchconv.batch_norm(x, bias, weight.abs() + 1, weight, training=False).sum().backward()
+    assert_close(x.grad, (weight / (weight.abs() + 1 + 1e-5).sqrt())[:, None, None].expand_as(x))
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15, 1e17])
+def test_large_and_small_numbers(scale):
+    x, weight, bias, _ = operands((4, 3, 32, 32), torch.float32)
+    eps = 1e-5 * scale**2
+    wanted = torch.autograd.functional.vjp(
+        lambda x: F.batch_norm(x, None, None, weight.double(), None, True, 0.1, eps), x.double() * scale, x.double()
+    )
+    found = torch.autograd.functional.vjp(
+        lambda x: torchconv.batch_norm(x, None, None, weight, None, True, 0.1, eps), x * scale, x
+    )
+    assert_close(found[0].double(), wanted[0], atol=1e-4, rtol=1e-4)
+    assert_close(found[1].double() * scale, wanted[1] * scale, atol=1e-4, rtol=1e-4)
+
+
 def test_only_what_is_needed_is_computed():
     x, weight, bias, residual = operands((3, 4, 5, 5))
     for wanted in (x, weight, bias, residual):
@@ -181,6 +228,7 @@ def test_what_our_kernels_do_not_take_torch_computes():
         ({"weight": torch.ones(5).double()}, RuntimeError, "weight should contain 4 elements not 5"),
         ({"input": torch.ones(1, 4).double()}, ValueError, "Expected more than 1 value per channel when training"),
         ({"residual": torch.ones(3).double()}, RuntimeError, "must match the size"),
+        ({"eps": 0.0}, ValueError, "eps must be positive"),
     ],
 )
 def test_bad_input_gets_torchs_errors(arguments, error, message):

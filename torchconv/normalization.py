@@ -34,10 +34,10 @@ def batch_norm(
     """Equals `activation(F.batch_norm(input, running_mean, ..., eps) + residual)`, F being torch.nn.functional.
 
     On the CPU it reads memory once for the statistics and once for the result, twice in backward, and keeps input for
-    backward, and with a residual that and the result, too. Statistics are accumulated as differences
-    from the first pixel of each block of pixels, and merged by the formula of Chan, Golub and LeVeque (1983), so that a
-    mean much larger than the standard deviation costs no accuracy. torch's own functions compute what is on another
-    device, not dense, or under torch.compile, torch.func or forward-mode differentiation.
+    backward, with a residual that, too, and with a residual and an activation the result. Statistics are accumulated as differences
+    from the first pixel of each block of pixels, and merged by the formula of Chan, Golub and LeVeque (1983), so that
+    they are accurate where the mean is much larger than the standard deviation. torch's own functions compute what is
+    on another device, not dense, or under torch.compile, torch.func or forward-mode differentiation.
 
     Args:
         input: [N, C, ...]; float64, float32, bfloat16 or float16, in any memory format, which the result has, too.
@@ -50,7 +50,8 @@ def batch_norm(
         activation, negative_slope: as in torchconv.conv2d.
 
     Returns:
-        activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input.
+        activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input (of
+        those of the sum, if residual has others).
 
     Raises:
         ValueError: on an unknown activation, or if there is a single value per channel to take statistics of.
@@ -58,7 +59,7 @@ def batch_norm(
     """
     name = check_activation(activation, negative_slope)
     per_channel = (running_mean, running_var, weight, bias)
-    if not is_fused(input, residual, per_channel, training):
+    if not is_fused(input, residual, per_channel, training, eps):
         y = torch.nn.functional.batch_norm(input, *per_channel, training, momentum, eps)
         return ACTIVATIONS[name].apply(y if residual is None else y + residual, negative_slope)
     statistics = (None, None) if training else (running_mean, running_var)
@@ -82,9 +83,11 @@ def channel_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bool) -> bool:
+def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bool, eps: float) -> bool:
     """Whether our kernels take it. Whatever they do not, torch computes, or refuses in its words."""
     if torch.compiler.is_compiling() or is_tracing() or functorch_is_active() or is_forward_ad():
+        return False
+    if not eps > 0 or any(tensor is not None and tensor.requires_grad for tensor in per_channel[:2]):
         return False
     tensors = [tensor for tensor in (input, residual, *per_channel) if tensor is not None]
     if not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors):
@@ -99,7 +102,8 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
         return False
     if any(tensor.shape != input.shape[1:2] for tensor in tensors[1 + (residual is not None) :]):
         return False
-    if any(t.dtype not in (input.dtype, channel_dtype(input)) for t in per_channel if t is not None):
+    dtypes = {tensor.dtype for tensor in per_channel if tensor is not None}
+    if len(dtypes) > 1 or not dtypes <= {input.dtype, channel_dtype(input)}:
         return False
     has_statistics = per_channel[0] is not None and per_channel[1] is not None
     return input.numel() > input.shape[1] if training else has_statistics
@@ -119,7 +123,10 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 class BatchNorm(Function):
-    """z, mean and unbiased variance: z = activation((x - mean) / sqrt(variance + eps) * weight + bias + residual)."""
+    """z, mean and variance: z = activation((x - mean) / sqrt(variance + eps) * weight + bias + residual).
+
+    Mean and variance are those of x, and the resulting variance the unbiased one, unless running statistics are given.
+    """
 
     @staticmethod
     def forward(
@@ -131,8 +138,8 @@ class BatchNorm(Function):
             x, weight, bias, added, running_mean, running_var, eps, activation, slope
         )
         keeps_z = residual is not None and activation != "none"
-        ctx.save_for_backward(x, weight, bias, residual, running_var, mean, rstd, z if keeps_z else None)
-        ctx.rest = eps, activation, slope
+        ctx.save_for_backward(x, weight, bias, residual, mean, rstd, variance, z if keeps_z else None)
+        ctx.rest = running_var is None, eps, activation, slope
         ctx.mark_non_differentiable(mean, variance)
         return z, mean, variance
 
@@ -140,10 +147,10 @@ class BatchNorm(Function):
     def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return (*differentiable_backward(ctx, dz), *[None] * 5)
-        x, weight, bias, _, running_var, mean, rstd, z = ctx.saved_tensors
-        _, activation, slope = ctx.rest
+        x, weight, bias, _, mean, rstd, _, z = ctx.saved_tensors
+        training, _, activation, slope = ctx.rest
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
-        dz, training = like(dz, x), running_var is None
+        dz = like(dz, x)
         dx, dweight, dbias, g = ops.batch_norm_backward(
             dz, x, z, weight, bias, mean, rstd, training, activation, slope, need_x
         )
@@ -158,10 +165,13 @@ class BatchNorm(Function):
 
 def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     """The gradients of x, weight, bias and residual, as functions of them and of dz that can be differentiated."""
-    x, weight, bias, residual, running_var, mean, _, _ = ctx.saved_tensors
-    eps, activation, slope = ctx.rest
-    training = running_var is None
-    y = torch.nn.functional.batch_norm(x, None if training else mean, running_var, weight, bias, training, 0.0, eps)
+    *operands, mean, _, variance, _ = ctx.saved_tensors
+    training, eps, activation, slope = ctx.rest
+    # Views stand for the operands, since one of these may be a function of another.
+    x, weight, bias, residual = (None if tensor is None else tensor.view_as(tensor) for tensor in operands)
+    scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
+    statistics = (None, None) if training else (mean, variance)
+    y = torch.nn.functional.batch_norm(x, *statistics, scale, shift, training, 0.0, eps)
     z = ACTIVATIONS[activation].apply(y if residual is None else y + residual, slope)
     needed = ctx.needs_input_grad[:4]
     wanted = [tensor for tensor, need in zip((x, weight, bias, residual), needed, strict=True) if need]

@@ -14,8 +14,8 @@ const cpu::BatchNormKernels& kernels() {
 
 }  // namespace
 
-void batch_norm_statistics(const BatchNormShape& shape, const void* x, void* mean, void* squares) {
-  kernels().statistics(shape, x, mean, squares);
+void batch_norm_statistics(const BatchNormShape& shape, const void* x, double* mean, double* variance) {
+  kernels().statistics(shape, x, mean, variance);
 }
 
 void batch_norm_apply(const BatchNormShape& shape, const void* x, const BatchNormChannels& channels,

@@ -158,10 +158,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const std::o
       std::ranges::copy(read_channels<T>(x, "variance", given_variance, 0), variances);
       for (int64_t c = 0; c < shape.C; ++c) rstds[c] = T(1 / std::sqrt(double(variances[c]) + eps));
     } else {
-      batch_norm_statistics(shape, x.data_ptr(), means, variances);
+      std::vector<double> exact_means(shape.C), exact(shape.C);
+      batch_norm_statistics(shape, x.data_ptr(), exact_means.data(), exact.data());
       for (int64_t c = 0; c < shape.C; ++c) {
-        rstds[c] = T(1 / std::sqrt(variances[c] / count + eps));
-        variances[c] = T(variances[c] / (count - 1));
+        means[c] = T(exact_means[c]);
+        rstds[c] = T(1 / std::sqrt(exact[c] + eps));
+        variances[c] = T(exact[c] * (count / (count - 1)));
       }
     }
     const std::vector<T> scale = scale_of(read_channels<T>(x, "weight", weight, 1), rstds);
@@ -194,14 +196,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
                              z ? g.mutable_data_ptr() : nullptr, sums, products);
     if (needs_input_gradient) {
       std::vector<T> factor(shape.C), offset(shape.C);
-      const T count = T(shape.N) * T(shape.P);
+      const double count = double(shape.N) * double(shape.P);
       for (int64_t c = 0; training && c < shape.C; ++c) {
-        factor[c] = -scale[c] * rstds[c] * rstds[c] * products[c] / count;
-        offset[c] = -scale[c] * sums[c] / count;
+        factor[c] = T(-double(scale[c]) * rstds[c] * rstds[c] * products[c] / count);
+        offset[c] = T(-double(scale[c]) * sums[c] / count);
       }
       if (z) shape.activation = Activation::none;  // g is the gradient before it
-      batch_norm_grad_input(shape, z ? g.data_ptr() : dz.data_ptr(), x.data_ptr(), channels, factor.data(),
-                            offset.data(), dx.mutable_data_ptr());
+      batch_norm_grad_input(shape, z ? g.data_ptr() : dz.data_ptr(), x.data_ptr(), channels,
+                            training ? factor.data() : nullptr, training ? offset.data() : nullptr,
+                            dx.mutable_data_ptr());
     }
     for (int64_t c = 0; c < shape.C; ++c) products[c] *= rstds[c];
     return std::make_tuple(dx, product, sum, g);

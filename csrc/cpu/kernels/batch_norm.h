@@ -195,10 +195,11 @@ struct Sums {
   double first, second;
 };
 
-// Sums over all blocks of all channels. Terms has
-//   start(place, first)               makes the State of the sums of a vector, of which `first` is the block's first
-//   one add(state, place, first, second)  adds the terms at a place to two vectors merge(block) makes a function (sums,
-//   total) that adds those of a block to a Total finish(channel, total)            gets the total
+// Sums over all blocks of all channels. Terms has these members:
+// - start(place, first) makes the State of the sums of a vector, of which `first` is the first element in the block.
+// - add(state, place, first, second) adds the terms at a place to two vectors.
+// - merge(block) makes a function (sums, total) that adds those of a block to a Total, block after block.
+// - finish(channel, total) gets the total.
 template <class S, class Terms>
 class Reduction {
  public:
@@ -295,7 +296,7 @@ INLINE Vector<S> first_lanes(Vector<S> v, int count) {
   return load(kept);
 }
 
-// Mean and sum of squared differences. Merges the blocks of each channel in order (Chan, Golub and LeVeque, "Algorithms
+// Mean and variance. Merges the blocks of each channel in order (Chan, Golub and LeVeque, "Algorithms
 // for computing the sample variance", 1983, equation 2.1). Within a block, differences are taken from its first pixel.
 template <class S>
 struct Statistics {
@@ -306,7 +307,7 @@ struct Statistics {
 
   const Blocks& blocks;
   const S* x;
-  Acc<S>*mean, *squares;
+  double *mean, *variance;
 
   INLINE State start(const Place& place, int64_t first) const {
     return blocks.shape.channels_last ? load_at(x, {first, 0, place.count}) : broadcast(Acc<S>(x[first]));
@@ -329,15 +330,15 @@ struct Statistics {
     };
   }
   void finish(int64_t channel, const Total& total) const {
-    mean[channel] = Acc<S>(total.mean);
-    squares[channel] = Acc<S>(total.squares);
+    mean[channel] = total.mean;
+    variance[channel] = total.squares / (double(blocks.shape.N) * double(blocks.shape.P));
   }
 };
 
 template <class S>
-void statistics(const BatchNormShape& shape, const S* x, Acc<S>* mean, Acc<S>* squares) {
+void statistics(const BatchNormShape& shape, const S* x, double* mean, double* variance) {
   const Blocks blocks(shape);
-  Reduction<S, Statistics<S>>(shape, {blocks, x, mean, squares}).run();
+  Reduction<S, Statistics<S>>(shape, {blocks, x, mean, variance}).run();
 }
 
 // activation((x - mean) * scale + shift + residual)
@@ -411,7 +412,7 @@ void gradient_sums(const BatchNormShape& shape, const S* dz, const S* x, const S
   });
 }
 
-// scale * g + factor * (x - mean) + offset
+// scale * g + factor * (x - mean) + offset, or scale * g, where an infinite x has no effect
 template <class S, class Activation>
 struct InputGradient {
   struct State {
@@ -420,14 +421,18 @@ struct InputGradient {
   };
 
   const Normalization<S>& norm;
-  const PerChannel<S>&factors, &offsets;
+  const PerChannel<S>*factors, *offsets;  // or null
   Activation activation;
   const S *dz, *x;
 
-  INLINE State start(const Place& place) const { return {norm.at(place), factors.at(place), offsets.at(place)}; }
+  INLINE State start(const Place& place) const {
+    const Vector<S> zero{};
+    return {norm.at(place), factors ? factors->at(place) : zero, offsets ? offsets->at(place) : zero};
+  }
   INLINE Vector<S> operator()(const State& channel, const Place& place) const {
     const Vector<S> difference = load_at(x, place) - channel.norm.mean;
     const Vector<S> g = activation.gradient(load_at(dz, place), channel.norm(difference), false);
+    if (!factors) return channel.norm.scale * g;
     return fma(channel.norm.scale, g, fma(channel.factor, difference, channel.offset));
   }
 };
@@ -437,9 +442,13 @@ void grad_input(const BatchNormShape& shape, const S* dz, const S* x, const Batc
                 const void* factor, const void* offset, S* dx) {
   Scratch scratch;
   const Normalization<S> norm(shape, channels, scratch);
-  const PerChannel<S> factors(shape, factor, scratch), offsets(shape, offset, scratch);
+  const bool any = factor != nullptr;
+  const PerChannel<S> factors(shape, any ? factor : channels.mean, scratch);
+  const PerChannel<S> offsets(shape, any ? offset : channels.mean, scratch);
   with_activation<S>(shape, [&](auto activation) {
-    map(shape, dx, InputGradient<S, decltype(activation)>{norm, factors, offsets, activation, dz, x});
+    map(shape, dx,
+        InputGradient<S, decltype(activation)>{norm, any ? &factors : nullptr, any ? &offsets : nullptr, activation, dz,
+                                               x});
   });
 }
 
@@ -459,11 +468,10 @@ void with_dtype(Dtype dtype, const Body& body) {
 extern constinit const BatchNormKernels batch_norm_kernels = {
     .available = available,
     .statistics =
-        [](const BatchNormShape& shape, const void* x, void* mean, void* squares) {
+        [](const BatchNormShape& shape, const void* x, double* mean, double* variance) {
           batch_norm::with_dtype(shape.dtype, [&](auto t) {
             using S = decltype(t);
-            using T = Acc<S>;
-            batch_norm::statistics<S>(shape, static_cast<const S*>(x), static_cast<T*>(mean), static_cast<T*>(squares));
+            batch_norm::statistics<S>(shape, static_cast<const S*>(x), mean, variance);
           });
         },
     .apply =

@@ -325,9 +325,10 @@ struct LargeBlocks {
 
 template <class S>
 void correlate_large_v(const OutputPanels<S>& output, int64_t group, const S* x, const S* w, S* y) {
-  const auto [blocks, own] = LargeBlocks::of(output);
+  const LargeBlocks cut = LargeBlocks::of(output);
+  const TileBlocks& blocks = cut.blocks;
   const int64_t panels = output.panels, stacks = ceil_div(output.C, channels_per_block);
-  if (own) {
+  if (cut.own) {
     const double work = output.products() * panels * blocks.max_tiles();
     parallel_for(blocks.count(), work, [&](int64_t task) {
       const Tiles tiles = blocks[task];
