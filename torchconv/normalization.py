@@ -33,11 +33,12 @@ def batch_norm(
 ) -> Tensor:
     """Equals `activation(F.batch_norm(input, running_mean, ..., eps) + residual)`, F being torch.nn.functional.
 
-    On the CPU it reads memory once for the statistics and once for the result, twice in backward, and keeps input for
-    backward, with a residual that, too, and with a residual and an activation the result. Statistics are accumulated as differences
-    from the first pixel of each block of pixels, and merged by the formula of Chan, Golub and LeVeque (1983), so that
-    they are accurate where the mean is much larger than the standard deviation. torch's own functions compute what is
-    on another device, not dense, or under torch.compile, torch.func or forward-mode differentiation.
+    On the CPU it reads memory once for the statistics and once for the result, and twice in backward. It keeps input
+    for backward, with a residual that, too, and with a residual and an activation the result. Statistics are
+    accumulated as differences from the first pixel of each block of pixels, and merged by the formula of Chan, Golub
+    and LeVeque (1983), so that they are accurate where the mean is much larger than the standard deviation. torch's own
+    functions compute what is on another device, not dense, or under torch.compile, torch.func or forward-mode
+    differentiation.
 
     Args:
         input: [N, C, ...]; float64, float32, bfloat16 or float16, in any memory format, which the result has, too.
@@ -168,12 +169,14 @@ def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     *operands, mean, _, variance, _ = ctx.saved_tensors
     training, eps, activation, slope = ctx.rest
     # Views stand for the operands, since one of these may be a function of another.
-    x, weight, bias, residual = (None if tensor is None else tensor.view_as(tensor) for tensor in operands)
+    views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in operands]
+    x, weight, bias, residual = views
     scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
-    statistics = (None, None) if training else (mean, variance)
-    y = torch.nn.functional.batch_norm(x, *statistics, scale, shift, training, 0.0, eps)
+    if training:
+        mean = variance = None
+    y = torch.nn.functional.batch_norm(x, mean, variance, scale, shift, training, 0.0, eps)
     z = ACTIVATIONS[activation].apply(y if residual is None else y + residual, slope)
     needed = ctx.needs_input_grad[:4]
-    wanted = [tensor for tensor, need in zip((x, weight, bias, residual), needed, strict=True) if need]
+    wanted = [tensor for tensor, need in zip(views, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
     return [next(gradients) if need else None for need in needed]
