@@ -124,10 +124,9 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 class BatchNorm(Function):
-    """z, mean and variance: z = activation((x - mean) / sqrt(variance + eps) * weight + bias + residual).
+    """z, mean and variance: z = activation((x - mean) / sqrt(variance + eps) * weight + bias + residual)."""
 
-    Mean and variance are those of x, and the resulting variance the unbiased one, unless running statistics are given.
-    """
+    # Mean and variance are the running ones if these are given, else those of x; the resulting variance is unbiased.
 
     @staticmethod
     def forward(
