@@ -23,20 +23,28 @@ struct BatchNormChannels {
   const void *mean, *scale, *shift;
 };
 
-// The mean and the (biased) variance of each channel.
-void batch_norm_statistics(const BatchNormShape& shape, const void* x, double* mean, double* variance);
+// The passes over memory of one instruction set.
+struct BatchNormKernels {
+  bool (*available)();
 
-// z; `residual` may be null.
-void batch_norm_apply(const BatchNormShape& shape, const void* x, const BatchNormChannels& channels,
-                      const void* residual, void* z);
+  // The mean and the (biased) variance of each channel.
+  void (*statistics)(const BatchNormShape& shape, const void* x, double* mean, double* variance);
 
-// The sums of g and of g * (x - mean) of each channel, where g is the gradient before the activation. It is found from
-// z and stored, if z is given; otherwise both are null, there was no residual, and z is computed again.
-void batch_norm_gradient_sums(const BatchNormShape& shape, const void* dz, const void* x, const void* z,
-                              const BatchNormChannels& channels, void* g, void* sum, void* product);
+  // z; `residual` may be null.
+  void (*apply)(const BatchNormShape& shape, const void* x, const BatchNormChannels& channels, const void* residual,
+                void* z);
 
-// dx = scale * g + factor * (x - mean) + offset, with per-channel factor and offset, or both null for 0.
-void batch_norm_grad_input(const BatchNormShape& shape, const void* dz, const void* x,
-                           const BatchNormChannels& channels, const void* factor, const void* offset, void* dx);
+  // The sums of g and of g * (x - mean) of each channel, where g is the gradient before the activation. It is found
+  // from z and stored, if z is given; otherwise both are null, there was no residual, and z is computed again.
+  void (*gradient_sums)(const BatchNormShape& shape, const void* dz, const void* x, const void* z,
+                        const BatchNormChannels& channels, void* g, void* sum, void* product);
+
+  // dx = scale * g + factor * (x - mean) + offset, with per-channel factor and offset, or both null for 0.
+  void (*grad_input)(const BatchNormShape& shape, const void* dz, const void* x, const BatchNormChannels& channels,
+                     const void* factor, const void* offset, void* dx);
+};
+
+// Those of the widest instruction set that this machine has.
+const BatchNormKernels& batch_norm_kernels();
 
 }  // namespace torchconv

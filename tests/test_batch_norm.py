@@ -171,7 +171,7 @@ def test_large_and_small_numbers(scale):
     assert_close(found[1].double() * scale, wanted[1] * scale, atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_is_needed_is_computed():
+def test_only_wanted_gradients_are_given():
     x, weight, bias, residual = operands((3, 4, 5, 5))
     for wanted in (x, weight, bias, residual):
         wanted.requires_grad_()

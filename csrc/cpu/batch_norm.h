@@ -1,4 +1,5 @@
-// The functions of ../batch_norm.h for each instruction set.
+// The kernels of batch normalization (../batch_norm.h) of each instruction set. AVX512_BF16 would add nothing to
+// AVX-512.
 #pragma once
 
 #include "instruction_sets.h"
@@ -7,23 +8,15 @@
 
 namespace torchconv::cpu {
 
-struct BatchNormKernels {
-  bool (*available)();
-  decltype(batch_norm_statistics)* statistics;
-  decltype(batch_norm_apply)* apply;
-  decltype(batch_norm_gradient_sums)* gradient_sums;
-  decltype(batch_norm_grad_input)* grad_input;
-};
-
 #if defined(TORCHCONV_X86)
 #define TORCHCONV_BATCH_NORM_SETS(each) each(avx512) each(avx2) each(portable)
 #else
 #define TORCHCONV_BATCH_NORM_SETS(each) each(portable)
 #endif
 
-#define TORCHCONV_DECLARE(name)                     \
-  namespace name {                                  \
-  extern const BatchNormKernels batch_norm_kernels; \
+#define TORCHCONV_DECLARE(name)                   \
+  namespace name {                                \
+  extern const BatchNormKernels batch_norm_table; \
   }
 TORCHCONV_BATCH_NORM_SETS(TORCHCONV_DECLARE)
 #undef TORCHCONV_DECLARE

@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const std::o
       for (int64_t c = 0; c < shape.C; ++c) rstds[c] = T(1 / std::sqrt(double(variances[c]) + eps));
     } else {
       std::vector<double> exact_means(shape.C), exact(shape.C);
-      batch_norm_statistics(shape, x.data_ptr(), exact_means.data(), exact.data());
+      batch_norm_kernels().statistics(shape, x.data_ptr(), exact_means.data(), exact.data());
       for (int64_t c = 0; c < shape.C; ++c) {
         means[c] = T(exact_means[c]);
         rstds[c] = T(1 / std::sqrt(exact[c] + eps));
@@ -168,8 +168,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const std::o
     }
     const std::vector<T> scale = scale_of(read_channels<T>(x, "weight", weight, 1), rstds);
     const std::vector<T> shift = read_channels<T>(x, "bias", bias, 0);
-    batch_norm_apply(shape, x.data_ptr(), {means, scale.data(), shift.data()},
-                     residual ? residual->data_ptr() : nullptr, z.mutable_data_ptr());
+    batch_norm_kernels().apply(shape, x.data_ptr(), {means, scale.data(), shift.data()},
+                               residual ? residual->data_ptr() : nullptr, z.mutable_data_ptr());
     return std::make_tuple(z, mean, rstd, variance);
   });
 }
@@ -192,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
     const std::vector<T> shift = read_channels<T>(x, "bias", bias, 0);
     const BatchNormChannels channels{means.data(), scale.data(), shift.data()};
     T *sums = static_cast<T*>(sum.mutable_data_ptr()), *products = static_cast<T*>(product.mutable_data_ptr());
-    batch_norm_gradient_sums(shape, dz.data_ptr(), x.data_ptr(), z ? z->data_ptr() : nullptr, channels,
-                             z ? g.mutable_data_ptr() : nullptr, sums, products);
+    batch_norm_kernels().gradient_sums(shape, dz.data_ptr(), x.data_ptr(), z ? z->data_ptr() : nullptr, channels,
+                                       z ? g.mutable_data_ptr() : nullptr, sums, products);
     if (needs_input_gradient) {
       std::vector<T> factor(shape.C), offset(shape.C);
       const double count = double(shape.N) * double(shape.P);
@@ -202,9 +202,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
         offset[c] = T(-double(scale[c]) * sums[c] / count);
       }
       if (z) shape.activation = Activation::none;  // g is the gradient before it
-      batch_norm_grad_input(shape, z ? g.data_ptr() : dz.data_ptr(), x.data_ptr(), channels,
-                            training ? factor.data() : nullptr, training ? offset.data() : nullptr,
-                            dx.mutable_data_ptr());
+      batch_norm_kernels().grad_input(shape, z ? g.data_ptr() : dz.data_ptr(), x.data_ptr(), channels,
+                                      training ? factor.data() : nullptr, training ? offset.data() : nullptr,
+                                      dx.mutable_data_ptr());
     }
     for (int64_t c = 0; c < shape.C; ++c) products[c] *= rstds[c];
     return std::make_tuple(dx, product, sum, g);

@@ -1,5 +1,7 @@
 // Includes all kernels of one instruction set, each after those it builds on. target_region.h includes this file inside
 // the target region.
+#include "dtypes.h"
+
 #include "../pack/fused_epilogue.h"
 
 #include "../pack/tile.h"

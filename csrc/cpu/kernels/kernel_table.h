@@ -14,23 +14,6 @@
 //   describe()            its tiles and blocks in words
 //   run(...)              computes; instantiated by the files that define Operators (run.h)
 
-inline Dtype dtype_of(double) { return Dtype::float64; }
-inline Dtype dtype_of(float) { return Dtype::float32; }
-inline Dtype dtype_of(BFloat16) { return Dtype::bfloat16; }
-inline Dtype dtype_of(Half) { return Dtype::float16; }
-
-// The dtypes that a kernel supports.
-template <class... S>
-struct TypeList {
-  // Calls body(S()) for the S whose dtype is `dtype`; does nothing if there is none.
-  template <class Body>
-  static void with(Dtype dtype, const Body& body) {
-    ((dtype == dtype_of(S()) ? body(S()) : void()), ...);
-  }
-};
-
-using AllTypes = TypeList<double, float, BFloat16, Half>;
-
 template <class Kernel>
 concept has_grad_weight = requires { typename Kernel::template GradWeight<float>; };
 
