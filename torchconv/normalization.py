@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchconv._ops.fake import FLOATS, channel_dtype
 from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS, check_activation
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 1 << 16  # what is computed for each channel stays in the working memory
 
 
@@ -77,11 +77,6 @@ def update(running: Tensor | None, new: Tensor, momentum: float) -> None:
     if running is not None:
         with torch.no_grad():
             running.lerp_(new.to(running.dtype), momentum)
-
-
-def channel_dtype(input: Tensor) -> torch.dtype:
-    """Of statistics and of what is computed with them."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bool, eps: float) -> bool:

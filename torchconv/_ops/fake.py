@@ -197,8 +197,13 @@ def conv2d_grad_weight(
     return result(x, y, w_size)
 
 
+def channel_dtype(x: Tensor) -> torch.dtype:
+    """Of the statistics of x, and of what is computed with them."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def empty_channels(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(x.shape[1], dtype=channel_dtype(x))
 
 
 @torch.library.register_fake(ops.batch_norm.default)
