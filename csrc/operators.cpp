@@ -52,15 +52,20 @@ Four result_strides(const Four& size, const View& a, const View& b) {
 
 }  // namespace
 
-Activation activation_named(const std::string& name) {
+Activation activation_named(const std::string& name, bool of_conv2d) {
   static constexpr std::pair<const char*, Activation> names[] = {
-      {"none", Activation::none},   {"relu", Activation::relu},       {"leaky_relu", Activation::leaky_relu},
-      {"relu6", Activation::relu6}, {"sigmoid", Activation::sigmoid}, {"tanh", Activation::tanh},
+      {"none", Activation::none},   {"relu", Activation::relu},           {"leaky_relu", Activation::leaky_relu},
+      {"relu6", Activation::relu6}, {"sigmoid", Activation::sigmoid},     {"tanh", Activation::tanh},
+      {"silu", Activation::silu},   {"hardswish", Activation::hardswish}, {"hardsigmoid", Activation::hardsigmoid},
+      {"gelu", Activation::gelu},
   };
-  for (const auto& [known, activation] : names)
+  std::string all;
+  for (const auto& [known, activation] : names) {
+    if (of_conv2d && !has_derivative_of_result(activation)) break;
     if (name == known) return activation;
-  throw std::runtime_error("activation must be none, relu, leaky_relu, relu6, sigmoid or tanh, but got \"" + name +
-                           "\"");
+    all += (all.empty() ? "" : ", ") + std::string(known);
+  }
+  throw std::runtime_error("activation must be one of " + all + ", but got \"" + name + "\"");
 }
 
 Call plan_conv2d(Dtype dtype, const View& x, const View& w, const Geometry& geometry,
@@ -99,7 +104,7 @@ void conv2d(Dtype dtype, const View& x, const View& w, const View* bias, const G
     epilogue.bias = bias->data;
     epilogue.bias_stride = bias->stride[0];
   }
-  epilogue.activation = activation_named(activation);
+  epilogue.activation = activation_named(activation, true);
   epilogue.slope = slope;
   void* y = allocate(call.size, call.stride);
   if (!is_empty(call.size)) call.implementation->forward(call.plan, x.data, w.data, y, epilogue);

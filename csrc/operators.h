@@ -13,8 +13,9 @@
 
 namespace torchconv {
 
-// The activation of this name; std::runtime_error if there is none.
-Activation activation_named(const std::string& name);
+// The activation of this name; std::runtime_error if there is none. conv2d takes those with a derivative of their
+// result alone.
+Activation activation_named(const std::string& name, bool of_conv2d);
 
 struct View {
   void* data;

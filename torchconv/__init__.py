@@ -14,6 +14,7 @@ except ImportError as error:
 
 from torchconv import _torch_private, functional, layers, registry
 from torchconv._ops import autocast, fake, flops, quantized, vmap  # noqa: F401
+from torchconv.blocks import ConvBatchNorm2d
 from torchconv.functional import conv1d, conv2d, conv_transpose2d
 from torchconv.layers import Conv1d, Conv2d, ConvTranspose2d, LazyConv1d, LazyConv2d, LazyConvTranspose2d
 from torchconv.models import convert as _convert
@@ -44,6 +45,7 @@ __all__ = [
     "AvgPool2d",
     "Conv1d",
     "Conv2d",
+    "ConvBatchNorm2d",
     "ConvTranspose2d",
     "Explanation",
     "Implementation",

@@ -140,6 +140,18 @@ ConvNd: Any = find("torch.nn.modules.conv", "_ConvNd") or (
 )
 BatchNorm: Any = find("torch.nn.modules.batchnorm", "_BatchNorm") or (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+#: Whether all modules have a hook.
+has_global_hooks = find("torch.nn.modules.module", "_has_any_global_hook")
+if has_global_hooks is None:
+
+    def has_global_hooks() -> bool:
+        """They may have."""
+        return True
+
+
+#: The innermost default hooks of saved tensors: checkpointing sets them.
+saved_tensors_hooks = find("torch._C", "_autograd._top_saved_tensors_default_hooks")
+
 #: torchconv.explain needs these three. There is no other way.
 FakeTensorMode: Any = find("torch._subclasses.fake_tensor", "FakeTensorMode")
 TorchDispatchMode: Any = find("torch.utils._python_dispatch", "TorchDispatchMode") or object

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torchconv._ops.fake import FLOATS, channel_dtype
 from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
-from torchconv.activations import ACTIVATIONS, check_activation
+from torchconv.activations import ACTIVATIONS, OF_INPUT, apply, check_activation
 
 MAX_CHANNELS = 1 << 16  # what is computed for each channel stays in the working memory
 
@@ -48,7 +48,8 @@ def batch_norm(
         momentum: the share of new statistics in the running ones.
         eps: added to the variance.
         residual: of the size of input, added before the activation; or None.
-        activation, negative_slope: as in torchconv.conv2d.
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid" or "gelu".
+        negative_slope: of "leaky_relu", not negative.
 
     Returns:
         activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input (of
@@ -58,18 +59,21 @@ def batch_norm(
         ValueError: on an unknown activation, or if there is a single value per channel to take statistics of.
         RuntimeError: on sizes and dtypes that do not fit together, with the message of torch's function.
     """
-    name = check_activation(activation, negative_slope)
+    name = check_activation(activation, negative_slope, {**ACTIVATIONS, **OF_INPUT})
     per_channel = (running_mean, running_var, weight, bias)
     if not is_fused(input, residual, per_channel, training, eps):
         y = torch.nn.functional.batch_norm(input, *per_channel, training, momentum, eps)
-        return ACTIVATIONS[name].apply(y if residual is None else y + residual, negative_slope)
+        return apply(name, y if residual is None else y + residual, negative_slope)
+    after = "none"
+    if residual is not None and name in OF_INPUT:  # backward would need the sum
+        name, after = after, name
     statistics = (None, None) if training else (running_mean, running_var)
     function: Any = BatchNorm.apply
     z, mean, variance = function(input, weight, bias, residual, *statistics, eps, name, negative_slope)
     if training:
         update(running_mean, mean, momentum)
         update(running_var, variance, momentum)
-    return z  # type: ignore[no-any-return]
+    return apply(after, z, negative_slope)
 
 
 def update(running: Tensor | None, new: Tensor, momentum: float) -> None:
@@ -169,7 +173,7 @@ def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     if training:
         mean = variance = None
     y = torch.nn.functional.batch_norm(x, mean, variance, scale, shift, training, 0.0, eps)
-    z = ACTIVATIONS[activation].apply(y if residual is None else y + residual, slope)
+    z = apply(activation, y if residual is None else y + residual, slope)
     needed = ctx.needs_input_grad[:4]
     wanted = [tensor for tensor, need in zip(views, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))

@@ -51,7 +51,8 @@ BatchNormShape shape_of(const Tensor& x, Dtype dtype, const std::string& activat
                              " with other strides");
   int64_t pixels = 1;
   for (int64_t i = 2; i < dims; ++i) pixels *= x.size(i);
-  return {dtype, x.size(0), x.size(1), pixels, channels_last && x.size(1) > 1, activation_named(activation), slope};
+  return {dtype, x.size(0), x.size(1), pixels, channels_last && x.size(1) > 1, activation_named(activation, false),
+          slope};
 }
 
 // A tensor of the size, dtype and strides of x.
@@ -181,7 +182,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
                                                     double slope, bool needs_input_gradient) {
   BatchNormShape shape = check_input(x, activation, slope);
   check_like(x, "output gradient", dz);
-  if (z) check_like(x, "output", *z);
+  if (z) {
+    check_like(x, "output", *z);
+    if (!has_derivative_of_result(shape.activation))
+      throw std::runtime_error("expected no output for activation \"" + activation + "\", which needs its input");
+  }
   Tensor sum = empty_channels(x), product = empty_channels(x);
   const auto optional_like = [&](bool wanted) { return wanted ? empty_like(x) : empty({0}, {1}, x.scalar_type()); };
   Tensor g = optional_like(z.has_value()), dx = optional_like(needs_input_gradient);

@@ -19,6 +19,7 @@ from torchconv import _C, _tables, _torch_private
 from torchconv._ops.fake import FLOATS
 from torchconv.layers import METHODS, Conv1d, Conv2d, ConvTranspose2d, replaced_method
 from torchconv.models.fold import Convert, fold
+from torchconv.models.fuse import fuse, unfuse
 from torchconv.models.module_state import qualified_name, unwrapped
 
 #: The classes of torch.nn and their counterparts; for lazy ones, the class after their first input.
@@ -47,13 +48,15 @@ class Report:
         model: the model. With folding, a new torch.fx.GraphModule.
         changed: the names of the layers that changed, and their new class.
         folded: the names of the layers that something was folded into, and what.
-        left: the names of the convolutions that stayed as they were, and why.
+        fused: the names of the batch normalizations that are fused for training, and what with.
+        left: the names of the convolutions and batch normalizations that stayed as they were, and why.
         note: why nothing was folded, or why nothing changed; or "".
     """
 
     model: nn.Module
     changed: dict[str, str] = field(default_factory=dict)
     folded: dict[str, list[str]] = field(default_factory=dict)
+    fused: dict[str, list[str]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -63,13 +66,15 @@ class Report:
     def _repr_html_(self) -> str:
         kinds = dict.fromkeys(self.folded, Conv2d.__name__) | self.changed
         rows = [(name, kind, ", ".join(self.folded.get(name, ())), "") for name, kind in kinds.items()]
+        rows += [(name, "fused", ", ".join(parts), "") for name, parts in self.fused.items()]
         rows += [(name or "(the model)", "", "", reason) for name, reason in self.left.items()]
-        head = "layer", "changed into", "folded in", "left, since"
+        head = "layer", "changed into", "folded or fused with it", "left, since"
         return _tables.as_html(head, rows, "<<<<", "\n".join(str(self).split("\n")[len(rows) :]))
 
     def __str__(self) -> str:
         kinds = {name: type(self.model.get_submodule(name)).__name__ for name in self.folded} | self.changed
         rows = [(name, " + ".join([kind, *self.folded.get(name, ())])) for name, kind in kinds.items()]
+        rows += [(name, "fused" + f" with {' and '.join(parts)}" * bool(parts)) for name, parts in self.fused.items()]
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
         width = max((len(name or "(the model)") for name, _ in rows), default=0)
         lines = [f"{name or '(the model)':{width}}  {what}" for name, what in rows]
@@ -77,11 +82,15 @@ class Report:
         counts = [f"{changed} layer{'s' * (changed != 1)} changed"]
         if folded:
             counts.append(f"{folded} {'has' if folded == 1 else 'have'} something folded in")
+        if self.fused:
+            counts.append(f"{len(self.fused)} batch normalization{'s' * (len(self.fused) != 1)} fused")
         counts.append(f"{left} left as {'it was' if left == 1 else 'they were'}")
         return "\n".join([*lines, ", ".join(counts), *filter(None, [self.note])])
 
 
-def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: bool = False) -> Report:
+def convert(
+    model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: bool = False, fuse_training: bool = False
+) -> Report:
     """Make every torch.nn.Conv2d, Conv1d and ConvTranspose2d inside the model torchconv's; results change by rounding.
 
     A layer changes its class and stays the same object: parameters, buffers, hooks, optimizers, shared layers and
@@ -102,19 +111,26 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
             Conv2d or Conv1d is done by the convolution.
         fold_batchnorm: for inference: a BatchNorm2d that alone follows a Conv2d is multiplied into its weights and
             bias, which become new parameters.
+        fuse_training: for training: each BatchNorm1d, 2d or 3d, an addition and an activation that alone follow it
+            become one function (torchconv.batch_norm), in place and in both modes. The modules that call them get
+            another forward; parameters, layers, names, state_dicts, copies and pickles stay as they are. A layer that
+            gets hooks, another class or another setting later is then called as it is.
 
     Returns:
         a Report.
 
     Raises:
-        ValueError: with fold_batchnorm, if the model is in training mode; with either, if it is the result of
-            torch.compile, DataParallel or DistributedDataParallel.
+        ValueError: with fold_batchnorm, if the model is in training mode; with either folding, if it is the result of
+            torch.compile, DataParallel or DistributedDataParallel, or if fuse_training is given, too.
         TypeError: if model is no torch.nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     if fold_batchnorm and model.training:
         raise ValueError("fold_batchnorm is for inference: call model.eval() first, but got a model with training=True")
+    if fuse_training and (fold_activation or fold_batchnorm):
+        given = "fold_batchnorm" if fold_batchnorm else "fold_activation"
+        raise ValueError(f"fuse_training is for training, {given} for inference, but got both")
     report = Report(model)
     if fold_activation or fold_batchnorm:
         if unwrapped(model) is not model:
@@ -125,6 +141,9 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
     else:
         for name, layer in model.named_modules():
             convert_into(report)(name, layer)
+    if fuse_training:
+        report.fused, left = fuse(model)
+        report.left.update(left)
     report.note = report.note or hint(report)
     return report
 
@@ -132,7 +151,7 @@ def convert(model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: 
 def revert(model: nn.Module) -> Report:
     """Make every Conv2d, Conv1d and ConvTranspose2d of torchconv what `convert` has found, or else torch.nn's.
 
-    It happens in place. Layers that torch.nn's cannot be are left alone and reported: with an activation, with
+    It happens in place, and undoes `convert(fuse_training=True)`. Layers that torch.nn's cannot be are left alone and reported: with an activation, with
     different paddings on opposite sides, with padding="same" and strides.
 
     Returns:
@@ -145,6 +164,8 @@ def revert(model: nn.Module) -> Report:
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     report = Report(model)
     for name, layer in model.named_modules():
+        if unfuse(layer):
+            report.changed[name] = type(layer).__name__
         if type(layer) in LAZY:
             vars(layer).pop("cls_to_become", None)
         elif isinstance(layer, Ours):
@@ -200,7 +221,7 @@ def convert_into(report: Report) -> Convert:
 
 def hint(report: Report) -> str:
     """Why nothing changed."""
-    if report.changed or report.folded or report.left:
+    if report.changed or report.folded or report.fused or report.left:
         return ""
     known = sum(is_ours(layer) for layer in report.model.modules())
     return f"{known} layer{'s are' if known > 1 else ' is'} torchconv's already" if known else NOTHING

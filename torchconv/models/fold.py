@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchconv._torch_private import BatchNorm, ConvNd
+from torchconv.activations import ACTIVATIONS, FUNCTIONS, METHODS, activation_of_layer
+from torchconv.blocks import AND_ACT
 from torchconv.layers import Conv1d, Conv2d, replaced_method
 from torchconv.models.module_state import left_alone, qualified_name, shallow_copy
 
-F = torch.nn.functional
 Convert = Callable[[str, nn.Module], bool]
 
-#: The activation that a layer, a function or a method of tensors computes.
-LAYERS: dict[Any, str] = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ReLU6: "relu6",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-}
-FUNCTIONS: dict[Any, str] = {
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    F.relu: "relu",
-    F.relu_: "relu",
-    F.leaky_relu: "leaky_relu",
-    F.leaky_relu_: "leaky_relu",
-    F.relu6: "relu6",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-}
-#: The classes of other libraries that are a BatchNorm2d followed by their children `drop` and `act`.
-AND_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
 #: The classes that can be converted.
 CONVOLUTIONS = (nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d)
-METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 
 
 class Tracer(fx.Tracer):
@@ -173,17 +149,24 @@ def is_foldable(norm: Any) -> bool:
     return plain and norm.running_mean is not None and not norm.training
 
 
-def activation_of(traced: fx.GraphModule, node: fx.Node) -> tuple[str, float] | None:
-    """The activation that a call computes, and its slope, if there is one that can be folded."""
-    slope: Any = 0.01
+def activation_of(
+    traced: nn.Module, node: fx.Node, known: Collection[str] = ACTIVATIONS
+) -> tuple[str, float] | None:
+    """The activation that a call computes, and its slope, if it is one of the known ones."""
+    found, slope = None, 0.01
     if node.op == "call_module":
-        module: Any = called(traced, node)
-        name = LAYERS.get(type(module))
-        slope = getattr(module, "negative_slope", slope)
-    elif node.op == "call_function":
-        name = FUNCTIONS.get(node.target)
-        if name == "leaky_relu":
-            slope = node.kwargs.get("negative_slope", node.args[1] if len(node.args) > 1 else slope)
-    else:
-        name = str(node.target).removesuffix("_") if node.op == "call_method" and node.target in METHODS else None
-    return (name, slope) if name is not None and isinstance(slope, (int, float)) and slope >= 0 else None
+        found = activation_of_layer(called(traced, node))
+    elif node.op == "call_method" and node.target in METHODS:
+        found = str(node.target).removesuffix("_"), slope
+    elif node.op == "call_function" and node.target in FUNCTIONS:
+        options: dict[str, Any] = {**node.kwargs}
+        options.pop("inplace", None)
+        options.pop("input", None)
+        names = {"leaky_relu": "negative_slope", "gelu": "approximate"}
+        name = FUNCTIONS[node.target]
+        if len(node.args) > 1 and name in names:
+            options[names[name]] = node.args[1]
+        slope = options.pop("negative_slope", slope)
+        if options.pop("approximate", "none") == "none" and isinstance(slope, (int, float)) and slope >= 0:
+            found = name, slope
+    return found if found is not None and found[0] in known else None

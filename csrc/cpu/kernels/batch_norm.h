@@ -10,6 +10,8 @@
 
 #include "batch_norm_sums.h"
 
+#include "batch_norm_activations.h"
+
 namespace batch_norm {
 
 // A number of each channel.
@@ -57,47 +59,6 @@ class Normalization {
  private:
   PerChannel<S> mean_, scale_, shift_;
 };
-
-// An activation and its gradient. The usual ones are known at compile time; of others, `kind` is -1.
-template <class T, int kind>
-struct ActivationOf {
-  using V = typename Simd<T>::V;
-
-  Activation activation;
-  T slope;
-
-  INLINE Activation which() const { return kind >= 0 ? Activation(kind) : activation; }
-
-  INLINE V operator()(V v) const { return FusedEpilogue<T>{nullptr, which(), slope}(v, 0); }
-
-  // The gradient before it: dz times its slope where its argument, or its result, is v.
-  INLINE V gradient(V dz, V v, bool is_result) const {
-    const V zero{}, one = broadcast(T(1));
-    switch (which()) {
-      case Activation::none: return dz;
-      case Activation::relu: return v <= zero ? zero : dz;
-      case Activation::relu6: {
-        const V below = v >= broadcast(T(6)) ? zero : dz;
-        return v <= zero ? zero : below;
-      }
-      case Activation::leaky_relu: return v > zero ? dz : dz * broadcast(slope);
-      default: break;
-    }
-    const V z = is_result ? v : (*this)(v);
-    return which() == Activation::sigmoid ? dz * z * (one - z) : dz * (one - z * z);
-  }
-};
-
-// Calls body(ActivationOf).
-template <class S, class Body>
-void with_activation(const BatchNormShape& shape, const Body& body) {
-  using T = Acc<S>;
-  switch (shape.activation) {
-    case Activation::none: return body(ActivationOf<T, int(Activation::none)>{shape.activation, T(shape.slope)});
-    case Activation::relu: return body(ActivationOf<T, int(Activation::relu)>{shape.activation, T(shape.slope)});
-    default: return body(ActivationOf<T, -1>{shape.activation, T(shape.slope)});
-  }
-}
 
 // Mean and variance: the blocks of each channel are merged in order (Chan, Golub and LeVeque, "Algorithms for computing
 // the sample variance", 1983, equation 2.1). Within a block, differences are taken from its first pixel, so that a
