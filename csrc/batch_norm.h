@@ -35,11 +35,12 @@ struct BatchNormKernels {
                 void* z);
 
   // The sums of g and of g * (x - mean) of each channel, where g is the gradient before the activation. It is found
-  // from z and stored, if z is given; otherwise both are null, there was no residual, and z is computed again.
+  // from z, or, if that is null and there was no residual, from x; and it is stored, unless g is null.
   void (*gradient_sums)(const BatchNormShape& shape, const void* dz, const void* x, const void* z,
                         const BatchNormChannels& channels, void* g, void* sum, void* product);
 
-  // dx = scale * g + factor * (x - mean) + offset, with per-channel factor and offset, or both null for 0.
+  // dx = scale * g + factor * (x - mean) + offset, with per-channel factor and offset, or both null for 0. dx may be
+  // dz.
   void (*grad_input)(const BatchNormShape& shape, const void* dz, const void* x, const BatchNormChannels& channels,
                      const void* factor, const void* offset, void* dx);
 };

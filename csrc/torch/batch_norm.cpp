@@ -130,6 +130,12 @@ auto with_channel_type(const Tensor& x, const Body& body) {
   return x.scalar_type() == ScalarType::Double ? body(double()) : body(float());
 }
 
+// Whether its gradient takes longer than memory does.
+bool is_costly(Activation activation) {
+  return activation == Activation::sigmoid || activation == Activation::tanh || activation == Activation::silu ||
+         activation == Activation::gelu;
+}
+
 // The per-channel factor of x - mean.
 template <class T>
 std::vector<T> scale_of(std::vector<T> weight, const T* rstd) {
@@ -197,8 +203,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
     const std::vector<T> shift = read_channels<T>(x, "bias", bias, 0);
     const BatchNormChannels channels{means.data(), scale.data(), shift.data()};
     T *sums = static_cast<T*>(sum.mutable_data_ptr()), *products = static_cast<T*>(product.mutable_data_ptr());
+    // g is stored in dx, rather than computed twice.
+    const bool in_dx = !z && needs_input_gradient && is_costly(shape.activation);
+    void* stored = in_dx ? dx.mutable_data_ptr() : z ? g.mutable_data_ptr() : nullptr;
     batch_norm_kernels().gradient_sums(shape, dz.data_ptr(), x.data_ptr(), z ? z->data_ptr() : nullptr, channels,
-                                       z ? g.mutable_data_ptr() : nullptr, sums, products);
+                                       stored, sums, products);
     if (needs_input_gradient) {
       std::vector<T> factor(shape.C), offset(shape.C);
       const double count = double(shape.N) * double(shape.P);
@@ -206,8 +215,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
         factor[c] = T(-double(scale[c]) * rstds[c] * rstds[c] * products[c] / count);
         offset[c] = T(-double(scale[c]) * sums[c] / count);
       }
-      if (z) shape.activation = Activation::none;  // g is the gradient before it
-      batch_norm_kernels().grad_input(shape, z ? g.data_ptr() : dz.data_ptr(), x.data_ptr(), channels,
+      if (stored) shape.activation = Activation::none;  // g is the gradient before it
+      batch_norm_kernels().grad_input(shape, stored ? stored : dz.data_ptr(), x.data_ptr(), channels,
                                       training ? factor.data() : nullptr, training ? offset.data() : nullptr,
                                       dx.mutable_data_ptr());
     }

@@ -131,7 +131,7 @@ void apply(const BatchNormShape& shape, const S* x, const BatchNormChannels& cha
   });
 }
 
-// The sums of g and of g * (x - mean). If z is given, g is stored.
+// The sums of g and of g * (x - mean). g is found from z, if that is given, and stored, if there is a place for it.
 template <class S, class Activation>
 struct GradientSums {
   using State = typename Normalization<S>::State;
@@ -150,7 +150,7 @@ struct GradientSums {
     const Vector<S> difference = first_lanes<S>(load_at(x, place) - channel.mean, place.count);
     const Vector<S> at = z ? load_at(z, place) : channel(difference);
     const Vector<S> value = first_lanes<S>(activation.gradient(load_at(dz, place), at, z != nullptr), place.count);
-    if (z) store_at(g, value, place);
+    if (g) store_at(g, value, place);
     sums = sums + value;
     products = fma(value, difference, products);
   }

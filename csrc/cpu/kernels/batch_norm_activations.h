@@ -7,20 +7,18 @@ namespace batch_norm {
 INLINE Simd<float>::V exp(Simd<float>::V v) {
   using V = Simd<float>::V;
   typedef int32_t Bits __attribute__((vector_size(sizeof(V))));
-  constexpr float least = -87.3f, most = 88.7f, round = 1.5f * (1 << 23), ln2_high = 0.693359375f;
+  constexpr float least = -87.3f, most = 88.7f, round = 1.5f * (1 << 23);
+  constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // their sum is ln(2)
+  constexpr float terms[] = {1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f};
   const V inside = min(broadcast(most), max(broadcast(least), v));
   const V shifted = fma(inside, broadcast(1.44269504f), broadcast(round));  // n in the lowest bits
   const V n = shifted - broadcast(round);
-  const V r = fma(n, broadcast(ln2_high - 0.693147181f), fma(n, broadcast(-ln2_high), inside));
+  const V r = fma(n, broadcast(-ln2_low), fma(n, broadcast(-ln2_high), inside));
   V sum = broadcast(1 / 5040.f);
-  for (const float term : {1 / 720.f, 1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f})
-    sum = fma(sum, r, broadcast(term));
+  for (const float term : terms) sum = fma(sum, r, broadcast(term));
   // Twice 2^(n / 2), since n may be 128.
   const Bits half = __builtin_bit_cast(Bits, shifted) >> 1, other = __builtin_bit_cast(Bits, shifted) - half;
-  const auto power = [](Bits exponent) __attribute__((always_inline)) {
-    return __builtin_bit_cast(V, (exponent << 23) + 0x3f800000);
-  };
-  sum = sum * power(half) * power(other);
+  sum = sum * __builtin_bit_cast(V, (half << 23) + 0x3f800000) * __builtin_bit_cast(V, (other << 23) + 0x3f800000);
   return v > broadcast(most) ? broadcast(std::numeric_limits<float>::infinity()) : (v < broadcast(least) ? V{} : sum);
 }
 INLINE Simd<double>::V exp(Simd<double>::V v) {
