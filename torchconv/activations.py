@@ -20,8 +20,8 @@ class Activation(NamedTuple):
     backward: Callable[[Tensor, Tensor, float], Tensor]
 
 
-#: Those whose slope is a function of their output, so that a convolution keeps its output alone for backward. The kernels
-#: know them by the same names.
+#: Those whose slope is a function of their output, so that a convolution keeps its output alone for backward. The
+#: kernels know them by the same names.
 ACTIVATIONS = {
     "none": Activation(
         lambda z, slope: z,

@@ -48,7 +48,8 @@ def batch_norm(
         momentum: the share of new statistics in the running ones.
         eps: added to the variance.
         residual: of the size of input, added before the activation; or None.
-        activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid" or "gelu".
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid" or "gelu"
+            (by the error function).
         negative_slope: of "leaky_relu", not negative.
 
     Returns:

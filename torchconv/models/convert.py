@@ -151,8 +151,8 @@ def convert(
 def revert(model: nn.Module) -> Report:
     """Make every Conv2d, Conv1d and ConvTranspose2d of torchconv what `convert` has found, or else torch.nn's.
 
-    It happens in place, and undoes `convert(fuse_training=True)`. Layers that torch.nn's cannot be are left alone and reported: with an activation, with
-    different paddings on opposite sides, with padding="same" and strides.
+    It happens in place, and undoes `convert(fuse_training=True)`, too. Layers that torch.nn's cannot be are left alone
+    and reported: with an activation, with different paddings on opposite sides, with padding="same" and strides.
 
     Returns:
         a Report.

@@ -149,9 +149,7 @@ def is_foldable(norm: Any) -> bool:
     return plain and norm.running_mean is not None and not norm.training
 
 
-def activation_of(
-    traced: nn.Module, node: fx.Node, known: Collection[str] = ACTIVATIONS
-) -> tuple[str, float] | None:
+def activation_of(traced: nn.Module, node: fx.Node, known: Collection[str] = ACTIVATIONS) -> tuple[str, float] | None:
     """The activation that a call computes, and its slope, if it is one of the known ones."""
     found, slope = None, 0.01
     if node.op == "call_module":

@@ -10,93 +10,32 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import operator
-import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from torchconv import _torch_private
 from torchconv.activations import ACTIVATIONS, OF_INPUT
-from torchconv.blocks import activation_inside, is_batch_norm, is_plain, normalize
+from torchconv.blocks import activation_inside, is_batch_norm, normalize
 from torchconv.models.fold import activation_of
-from torchconv.models.module_state import attributes, shallow_copy
+from torchconv.models.trace import (
+    Structure,
+    UntraceableError,
+    condition,
+    forward_of,
+    graph_of,
+    is_sequential,
+    original_class,
+)
 
 KNOWN = {**ACTIVATIONS, **OF_INPUT}
 #: torch.fx patches torch.nn.Module while it traces.
 tracing = threading.RLock()
-
-
-class Untraceable(Exception):
-    """Why the calls of a forward are not known."""
-
-
-# ------------------------------------------------------------------------------------------------------------- tracing
-
-
-class Proxy(fx.Proxy):
-    """The result of a call: a tensor, as far as the traced code can tell."""
-
-    __class__ = property(lambda self: Tensor)  # type: ignore[assignment]
-    _is_param = False  # torch.nn.Parameter asks for it
-
-
-class Tracer(fx.Tracer):
-    """Traces the forward of one module for given arguments. Of its children, it sees through torch.nn.Sequential."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, forward: Callable[..., Any], structure: tuple[int | None, ...]) -> None:
-        super().__init__()
-        self.forward, self.structure = forward, structure
-        self.inlined: list[str] = []
-        self.state = state()
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        names = (f"input_{i}" for i in itertools.count())
-
-        def tensor() -> Any:
-            return self.create_proxy("placeholder", next(names), (), {})
-
-        arguments = [tensor() if n is None else [tensor() for _ in range(n)] for n in self.structure]
-        return self.forward, [self.root, *arguments]
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if not is_sequential(m):
-            return True
-        self.inlined.append(module_qualified_name)
-        return False
-
-    def proxy(self, node: fx.Node) -> Proxy:
-        return Proxy(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is Proxy else super().create_arg(a)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if state() != self.state:
-            raise Untraceable("its forward switches modes of torch, such as no_grad or autocast")
-        return super().create_node(*args, **kwargs)
-
-
-def state() -> tuple[Any, ...]:
-    """The modes of torch that calls depend on, and that torch.fx does not record."""
-    autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
-    hooks = _torch_private.saved_tensors_hooks
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, hooks and hooks(True)
-
-
-def is_sequential(module: nn.Module) -> bool:
-    """Whether its forward is that of torch.nn.Sequential, and calls of it have no other effect."""
-    return isinstance(module, nn.Sequential) and forward_of(module) is nn.Sequential.forward and is_plain(module)
-
-
-def forward_of(module: nn.Module) -> Any:
-    return original_class(type(module)).forward
 
 
 class Trace:
@@ -107,70 +46,16 @@ class Trace:
         chains: of each fused batch normalization, by its name in the module, what is fused with it.
     """
 
-    def __init__(self, module: nn.Module, training: bool, structure: tuple[int | None, ...]) -> None:
+    def __init__(self, module: nn.Module, training: bool, structure: Structure) -> None:
         graph, self.inlined = graph_of(module, training, structure)
-        self.chains = dict(fuse_chains(module, graph))
-        self.condition = condition(module, self.inlined)
-        self.function = compiled(graph) if self.chains else None
+        chains = list(fuse_chains(module, graph))
+        self.chains = {str(chain.norm.target): chain.parts for chain in chains}
+        self.left_out = [name for chain in chains for name in chain.identities]
+        self.condition = condition(module, self.inlined, self.left_out)
+        self.function = compiled(graph) if chains else None
 
     def holds(self, module: nn.Module) -> bool:
-        return condition(module, self.inlined) == self.condition
-
-
-def graph_of(
-    module: nn.Module, training: bool, structure: tuple[int | None, ...]
-) -> tuple[fx.Graph, list[str]]:
-    """The calls of a module's forward, and the names of the children that it was seen through."""
-    copy: Any = shallow_copy(module)
-    vars(copy)["training"] = training
-    before, generators = attributes(copy), random_states()
-    tracer = Tracer(forward_of(module), structure)
-    try:
-        graph = tracer.trace(copy)
-    except Exception as error:  # whatever the code of the model raises when it meets torch.fx
-        raise Untraceable(f"torch.fx cannot trace {type(module).__name__}: {str(error).partition(chr(10))[0]}") from None
-    if not generators.same():
-        raise Untraceable(f"the forward of {type(module).__name__} draws random numbers by itself")
-    if any(before.get(name, copy) is not value for name, value in attributes(copy).items() if not isinstance(value, dict)):
-        raise Untraceable(f"the forward of {type(module).__name__} sets attributes")
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            try:
-                operator.attrgetter(str(node.target))(module)
-            except AttributeError:
-                raise Untraceable(f"the forward of {type(module).__name__} makes tensors by itself") from None
-    return graph, list(dict.fromkeys(tracer.inlined))
-
-
-class random_states:  # noqa: N801
-    """The states of the generators of random numbers; `same()` sets them back, and tells whether they had changed."""
-
-    def __init__(self) -> None:
-        self.python, self.torch = random.getstate(), torch.get_rng_state()
-
-    def same(self) -> bool:
-        if random.getstate() == self.python and torch.equal(torch.get_rng_state(), self.torch):
-            return True
-        random.setstate(self.python)
-        torch.set_rng_state(self.torch)
-        return False
-
-
-CONSTANTS = (bool, int, float, str, type(None))
-
-
-def condition(module: nn.Module, inlined: list[str]) -> Any:
-    """What the code of a trace depends on: settings of the module, the classes of its children and of theirs."""
-    settings = {name: value for name, value in vars(module).items() if type(value) in CONSTANTS and name != "training"}
-    parents = [module]
-    for name in inlined:
-        try:
-            parents.append(module.get_submodule(name))
-        except AttributeError:
-            return None
-    if not all(map(is_sequential, parents[1:])):
-        return None
-    return settings, [(*parent._modules, *map(type, parent._modules.values())) for parent in parents]
+        return bool(condition(module, self.inlined, self.left_out) == self.condition)
 
 
 # -------------------------------------------------------------------------------------------------------------- chains
@@ -178,43 +63,69 @@ def condition(module: nn.Module, inlined: list[str]) -> Any:
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
-def fuse_chains(module: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, list[str]]]:
-    """Replace the chains of a graph; yields the batch normalization of each, and the names of what is fused with it."""
+class Chain(NamedTuple):
+    """Nodes of a graph: a batch normalization, what is added to it, and the last one that belongs to it."""
+
+    norm: fx.Node
+    last: fx.Node
+    residual: fx.Node | None
+    activation: tuple[str, float] | None
+    parts: list[str]  # the names of what is fused with it
+    identities: list[str]  # the names of the torch.nn.Identity that are left out
+
+
+def fuse_chains(module: nn.Module, graph: fx.Graph) -> Iterator[Chain]:
+    """Replace the chains of a graph; yields them."""
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in list(graph.nodes):
         layer = submodule(module, node)
-        if layer is None or not is_batch_norm(layer) or len(node.args) != 1 or node.kwargs:
-            continue
-        residual: Any = None
-        activation: Any = None
-        parts = []
-        last = node
-        inside = activation_inside(layer)
-        if inside in (None, ("none", 0.0)):
-            last = after_identities(module, last)
-            following = only_user(last)
-            if following is not None and (added := added_to(last, following)) is not None:
-                residual, last = added, following
-                parts.append("addition")
-            following = only_user(last)
-            known = activation_of(module, following, KNOWN) if following is not None else None
-            if following is not None and known is not None and following.all_input_nodes == [last]:
-                last, activation = following, known
-                parts.append(known[0])
-        elif inside is not None:
-            parts.append(inside[0])
-        with graph.inserting_before(last):
-            norm = graph.create_node("get_attr", str(node.target))
-            if last.op == "call_module" and activation is not None:
-                activation = graph.create_node("get_attr", str(last.target))
-            arguments = (norm, node.args[0], residual, activation or ("none", 0.0))
-            fused = graph.create_node("call_function", normalize, arguments)
-        last.replace_all_uses_with(fused)
-        while last is not node:
-            before = next(other for other in last.all_input_nodes if other is not residual)
-            graph.erase_node(last)
-            last = before
+        if layer is not None and is_batch_norm(layer) and len(node.args) == 1 and not node.kwargs:
+            chain = longest_chain(module, node)
+            if calls[node.target] > 1 or reads_between(chain):
+                chain = Chain(node, node, None, None, [], [])
+            replace(graph, chain)
+            yield chain
+
+
+def longest_chain(module: nn.Module, norm: fx.Node) -> Chain:
+    inside = activation_inside(module.get_submodule(str(norm.target)))
+    if inside is not None and inside[0] != "none":
+        return Chain(norm, norm, None, None, [inside[0]], [])
+    residual = activation = None
+    parts = []
+    last, identities = after_identities(module, norm)
+    following = only_user(last)
+    if following is not None and (added := added_to(last, following)) is not None:
+        residual, last = added, following
+        parts.append("addition")
+    following = only_user(last)
+    known = activation_of(module, following, KNOWN) if following is not None else None
+    if following is not None and known is not None and following.all_input_nodes == [last]:
+        last, activation = following, known
+        parts.append(known[0])
+    return Chain(norm, last, residual, activation, parts, identities)
+
+
+def reads_between(chain: Chain) -> bool:
+    """Whether the input of the normalization is read, and perhaps changed, between its first and its last node."""
+    reads = [user for user in chain.norm.all_input_nodes[0].users if user is not chain.norm]
+    return any(chain.norm < user < chain.last for user in reads)
+
+
+def replace(graph: fx.Graph, chain: Chain) -> None:
+    activation: Any = chain.activation or ("none", 0.0)
+    node = chain.last
+    with graph.inserting_before(node):
+        layer = graph.create_node("get_attr", str(chain.norm.target))
+        if chain.activation is not None and node.op == "call_module":
+            activation = graph.create_node("get_attr", str(node.target))
+        arguments = layer, chain.norm.args[0], chain.residual, activation
+        node.replace_all_uses_with(graph.create_node("call_function", normalize, arguments))
+    while node is not chain.norm:
+        before = next(other for other in node.all_input_nodes if other is not chain.residual)
         graph.erase_node(node)
-        yield str(node.target), parts
+        node = before
+    graph.erase_node(node)
 
 
 def submodule(module: nn.Module, node: fx.Node) -> Any:
@@ -225,11 +136,13 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def after_identities(module: nn.Module, node: fx.Node) -> fx.Node:
-    """The last of the calls of torch.nn.Identity that follow it."""
+def after_identities(module: nn.Module, node: fx.Node) -> tuple[fx.Node, list[str]]:
+    """The last of the calls of torch.nn.Identity that follow a node, and their names."""
+    names = []
     while (following := only_user(node)) is not None and type(submodule(module, following)) is nn.Identity:
+        names.append(str(following.target))
         node = following
-    return node
+    return node, names
 
 
 def added_to(node: fx.Node, addition: fx.Node) -> fx.Node | None:
@@ -269,7 +182,7 @@ class Plan:
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
 
-    def trace(self, module: nn.Module, training: bool, structure: tuple[int | None, ...]) -> Trace | None:
+    def trace(self, module: nn.Module, training: bool, structure: Structure) -> Trace | None:
         """The trace for such a call, made if need be; None if there is none."""
         key = training, structure
         found = self.traces.get(key)
@@ -279,12 +192,12 @@ class Plan:
             self.attempts += 1
             try:
                 self.traces[key] = Trace(module, training, structure) if self.attempts <= MOST_TRACES else None
-            except Untraceable:
+            except UntraceableError:
                 self.traces[key] = None
         return self.traces[key]
 
 
-def structure_of(args: tuple[Any, ...]) -> tuple[tuple[int | None, ...], list[Any]] | None:
+def structure_of(args: tuple[Any, ...]) -> tuple[Structure, list[Any]] | None:
     """For each argument None, or its length if it is a list; and the tensors. None if there are others."""
     if all(map(is_tensor, args)):
         return (None,) * len(args), list(args)
@@ -312,8 +225,8 @@ def fused_class(cls: Any) -> Any:
 def made_for(cls: Any) -> Any:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = vars(self).get("_fused_for_training")
-        if plan is not None and not kwargs and not torch.compiler.is_compiling():
+        plan = None if torch.compiler.is_compiling() else vars(self).get("_fused_for_training")
+        if plan is not None and not kwargs:
             call = structure_of(args)
             trace = plan.trace(self, self.training, call[0]) if call is not None else None
             if call is not None and trace is not None and trace.function is not None:
@@ -333,10 +246,6 @@ def new(cls: Any) -> Any:
     return kind.__new__(kind)
 
 
-def original_class(cls: Any) -> Any:
-    return vars(cls).get("fused_from", cls)
-
-
 def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Fuse the batch normalizations of a model in place.
 
@@ -353,7 +262,7 @@ def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
             continue
         try:
             chains = fuse_module(module)
-        except Untraceable as error:
+        except UntraceableError as error:
             reasons.update(dict.fromkeys(normalizations, str(error)))
             continue
         found = {f"{prefix}.{name}".lstrip("."): parts for name, parts in chains.items()}
@@ -388,7 +297,7 @@ def called_within(module: nn.Module) -> list[str]:
 def fuse_module(module: nn.Module) -> dict[str, list[str]]:
     """Trace a module in both modes, for tensors as its arguments; what is fused in training."""
     if "forward" in vars(module):
-        raise Untraceable(f"the forward of a {type(module).__name__} has been replaced")
+        raise UntraceableError(f"the forward of a {type(module).__name__} has been replaced")
     parameters = inspect.signature(forward_of(module)).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
