@@ -68,7 +68,7 @@ def test_reports_are_shown_as_tables():
     assert len(repr(report)) < 400
     table = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
     head, *rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
-    assert head == ["layer", "changed into", "folded in", "left, since"]
+    assert head == ["layer", "changed into", "folded or fused with it", "left, since"]
     assert rows == [
         ["0", "Conv2d", "ReLU", ""],
         ["2", "Conv2d", "", ""],

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from torchconv import _torch_private
 from torchconv.activations import ACTIVATIONS, OF_INPUT
-from torchconv.blocks import activation_inside, is_batch_norm, normalize
+from torchconv.blocks import activation_inside, is_batch_norm, is_plain, normalize
 from torchconv.models.fold import activation_of
 from torchconv.models.trace import (
     Structure,
@@ -77,7 +77,7 @@ class Chain(NamedTuple):
 def fuse_chains(module: nn.Module, graph: fx.Graph) -> Iterator[Chain]:
     """Replace the chains of a graph; yields them."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    for node in list(graph.nodes):
+    for node in reversed(list(graph.nodes)):  # of two normalizations that are added, the last one does it
         layer = submodule(module, node)
         if layer is not None and is_batch_norm(layer) and len(node.args) == 1 and not node.kwargs:
             chain = longest_chain(module, node)
@@ -139,7 +139,10 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def after_identities(module: nn.Module, node: fx.Node) -> tuple[fx.Node, list[str]]:
     """The last of the calls of torch.nn.Identity that follow a node, and their names."""
     names = []
-    while (following := only_user(node)) is not None and type(submodule(module, following)) is nn.Identity:
+    while (following := only_user(node)) is not None:
+        layer = submodule(module, following)
+        if type(layer) is not nn.Identity or not is_plain(layer):
+            break
         names.append(str(following.target))
         node = following
     return node, names

@@ -38,6 +38,15 @@ class Proxy(fx.Proxy):
     _is_param = False  # torch.nn.Parameter asks for it
 
 
+def in_place(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of proxies for an operation such as +=, for which torch.fx would record +."""
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    setattr(Proxy, f"__i{name}__", in_place(getattr(operator, f"i{name}")))
+
+
 class Tracer(fx.Tracer):
     """Traces the forward of one module for given arguments. Of its children, it sees through torch.nn.Sequential."""
 
@@ -119,10 +128,10 @@ def graph_of(module: nn.Module, training: bool, structure: Structure) -> tuple[f
             raise UntraceableError(f"torch.fx cannot trace {type(module).__name__}: {reason}") from None
         if drawn():
             raise UntraceableError(f"{forward} draws random numbers by itself")
-    if settings_of(copy) != before:
-        raise UntraceableError(f"{forward} sets attributes")
     if not all(node.op != "get_attr" or has_attribute(module, str(node.target)) for node in graph.nodes):
         raise UntraceableError(f"{forward} makes tensors by itself")
+    if settings_of(copy) != before:
+        raise UntraceableError(f"{forward} sets attributes")
     return graph, list(dict.fromkeys(tracer.inlined))
 
 
