@@ -64,7 +64,7 @@ class InPlaceCorrelator {
   InPlaceCorrelator(const Parts& parts, const S* x, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
       : conv_(parts[0].conv),
         x_(x),
-        packed_(parts, true, w, y, epilogue, scratch),
+        packed_(parts, true, false, w, y, epilogue, scratch),
         stream_(streams(conv_, y, conv_.K)) {
     rows_ = std::clamp<int64_t>(conv_.rows.out * conv_.N / min_tasks / 2 * 2, 2, max_rows_per_task);
     row_blocks_ = ceil_div(conv_.rows.out, rows_);

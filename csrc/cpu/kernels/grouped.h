@@ -1,8 +1,10 @@
 // grouped: depthwise convolutions and groups of few channels. See docs/kernels.md.
 //
-// Lanes are the output channels of as many groups as fit into a vector. There is one patch for each input channel of a
-// group. Its pixels are single vectors, in which every lane holds that channel of the lane's own group. Taps and input
-// channels are then one list of offsets, and all lanes do useful work, however few channels a group has.
+// Lanes are the output channels of as many groups as fit into a vector. For each input channel of a group, a pixel is a
+// vector in which every lane holds that channel of the lane's own group: a permutation of the pixel's channels. Usual
+// kernels permute in registers, as often as they load a pixel. For others there is one patch for each input channel of
+// a group, and taps and input channels are one list of offsets. All lanes do useful work, however few channels a group
+// has.
 
 namespace grouped {
 
@@ -59,15 +61,16 @@ struct Plan {
   }
 };
 
+// With `one_patch` for all input channels of a group, or else one for each.
 template <class S>
-Plan plan(const Conv& conv) {
+Plan plan(const Conv& conv, bool one_patch = false) {
   constexpr int L = lanes<S>;
   const Lanes share(conv, L);
   Plan plan{};
   if (share.groups == 0 || share.c == 0) return plan;
   const auto bytes = [&](int64_t rows, int64_t cols) {
     const Patch patch(conv, {0, 1, 0, rows, 0, cols}, L);
-    return double(patch.rows.size) * patch.cols.size * L * sizeof(Acc<S>) * share.c;
+    return double(patch.rows.size) * patch.cols.size * L * sizeof(Acc<S>) * (one_patch ? 1 : share.c);
   };
   // At most as many rows as vectors fit into patch_bytes.
   plan.rows = std::clamp<int64_t>(conv.rows.out, 1, Plan::patch_bytes / (L * sizeof(Acc<S>)));
@@ -86,7 +89,13 @@ Plan plan(const Conv& conv) {
   return plan;
 }
 
-// The patches of the input channels of one vector: [channel of the group][row][column][lane].
+// For each lane of outputs, the lane of a pixel that holds input channel c of its group.
+inline int32_t input_lane(const Lanes& share, int64_t lane, int64_t c) {
+  return int32_t(lane < share.out ? lane / share.k * share.c + c : 0);
+}
+
+// The patches of the input channels of one vector: [channel of the group][row][column][lane]; or one patch, whose lanes
+// are all of them.
 template <class S>
 struct GroupedPatches {
   using T = Acc<S>;
@@ -95,12 +104,14 @@ struct GroupedPatches {
   const Correlation& conv;
   const Block& block;
   const Lanes& share;
+  const bool one_patch;
   Patch patch;
   T* data;
 
-  GroupedPatches(const Correlation& conv, const Block& block, const Lanes& share, Scratch& scratch)
-      : conv(conv), block(block), share(share), patch(conv, block, L) {
-    data = scratch.take<T>(patch_pitch() * share.c);
+  GroupedPatches(const Correlation& conv, const Block& block, const Lanes& share, Scratch& scratch,
+                 bool one_patch = false)
+      : conv(conv), block(block), share(share), one_patch(one_patch), patch(conv, block, L) {
+    data = scratch.take<T>(patch_pitch() * (one_patch ? 1 : share.c));
   }
 
   // Elements from one patch to the next. The extra vector spreads them over the cache sets.
@@ -109,10 +120,11 @@ struct GroupedPatches {
   // Fills the patches with the input channels of vector `v`.
   void read(int64_t v, const S* x) {
     const int64_t first = v * share.in, count = std::min(share.in, conv.C - first), rows = patch.rows.size;
-    if (share.c == 1 && share.k == 1) return read_rows(conv, block.n, patch, 0, rows, first, count, x, data);
-    alignas(64) int32_t index[L][L] = {};  // [channel of the group][lane]
-    for (int64_t lane = 0; lane < share.out; ++lane)
-      for (int64_t c = 0; c < share.c; ++c) index[c][lane] = lane / share.k * share.c + c;
+    if (one_patch || (share.c == 1 && share.k == 1))
+      return read_rows(conv, block.n, patch, 0, rows, first, count, x, data);
+    alignas(64) int32_t index[L][L];  // [channel of the group][lane]
+    for (int64_t c = 0; c < share.c; ++c)
+      for (int lane = 0; lane < L; ++lane) index[c][lane] = input_lane(share, lane, c);
     if (conv.x.c == 1) {
       read_rows(
           conv, block.n, patch, 0, rows, first, count, x, data,
@@ -170,6 +182,23 @@ void pack_taps(const Correlation& conv, const Lanes& share, int64_t v, const S* 
   }
 }
 
+// The taps of a run and the step from one output to the next. No taps if they are not neighbours.
+inline TapShape tap_shape(const Correlation& conv) {
+  const Axis& cols = conv.cols;
+  const bool joined = cols.kernel <= 1 || cols.dilation == 1;
+  return {joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride};
+}
+
+// Whether permuted tiles compute all parts of a result.
+template <class T>
+bool can_permute(const Parts& parts) {
+  if (parts[0].conv.C_per_group() == 1) return false;
+  return std::ranges::all_of(parts, [](const Part& part) {
+    const TapShape shape = tap_shape(part.conv);
+    return permuted_tile_functions<T>(shape.taps, shape.step) != nullptr;
+  });
+}
+
 // The packed taps of a part of the result, and the tile functions that apply them. Tiles read and write elements of
 // type X: the accumulator type in patches, or the dtype of the tensors in place.
 template <class S, class X>
@@ -186,7 +215,7 @@ struct Taps {
   int64_t runs;      // of taps, in a row of taps
   int64_t row_step;  // rows of taps from one row of outputs to the next; 0 if tiles have a single row
 
-  Taps(const Part& part, const S* w, S* y, const Lanes& share, Scratch& scratch)
+  Taps(const Part& part, const S* w, S* y, const Lanes& share, bool permuted, Scratch& scratch)
       : conv(part.conv), y(y + part.y_offset) {
     constexpr int L = lanes<S>;
     const Axis &rows = conv.rows, &cols = conv.cols;
@@ -194,8 +223,9 @@ struct Taps {
     packed = scratch.take<T>(share.vectors * size);
     parallel_for(share.vectors, double(size),
                  [&](int64_t v) { pack_taps(conv, share, v, w + part.w_offset, packed + v * size); });
-    const bool joined = cols.kernel <= 1 || cols.dilation == 1;
-    functions = tile_functions<X>(joined ? std::max<int64_t>(1, cols.kernel) : 0, cols.kernel <= 1 ? 1 : cols.stride);
+    const TapShape shape = tap_shape(conv);
+    functions =
+        permuted ? permuted_tile_functions<X>(shape.taps, shape.step) : tile_functions<X>(shape.taps, shape.step);
     single = !functions;
     if constexpr (std::is_same_v<X, T>)  // in place, there always is one
       if (single) functions = tile_table<X, 1, 0>();
@@ -238,10 +268,11 @@ struct PackedParts {
   int64_t taps = 0;      // of all parts, for one output channel
   int64_t max_runs = 0;  // of a part
 
-  PackedParts(const Parts& all, bool overlap, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
+  PackedParts(const Parts& all, bool overlap, bool permuted, const S* w, S* y, const Epilogue& epilogue,
+              Scratch& scratch)
       : share(all[0].conv, lanes<S>, overlap), epilogue(epilogue, all[0].conv.K, share.out, lanes<S>, scratch) {
     for (const Part& part : all) {
-      parts.emplace_back(part, w, y, share, scratch);
+      parts.emplace_back(part, w, y, share, permuted, scratch);
       taps += part.conv.rows.kernel * part.conv.cols.kernel * share.c;
       max_runs = std::max(max_runs, parts.back().runs);
     }
@@ -289,10 +320,15 @@ template <class S>
 struct PartsPlan {
   Parts parts;
   Correlation hull;
+  bool permuted;  // tiles permute pixels, which are in one patch
   Plan plan;
   bool possible;
 
-  explicit PartsPlan(const Parts& parts) : parts(parts), hull(grouped::hull(parts)), plan(grouped::plan<S>(hull)) {
+  explicit PartsPlan(const Parts& parts)
+      : parts(parts),
+        hull(grouped::hull(parts)),
+        permuted(can_permute<Acc<S>>(parts)),
+        plan(grouped::plan<S>(hull, permuted)) {
     const Lanes share(hull, lanes<S>);
     double taps = 0;
     for (const Part& part : parts) taps += double(part.conv.rows.kernel) * part.conv.cols.kernel;
@@ -314,7 +350,11 @@ class Correlator {
   static constexpr int L = lanes<S>;
 
   Correlator(const PartsPlan<S>& whole, const S* x, const S* w, S* y, const Epilogue& epilogue, Scratch& scratch)
-      : conv_(whole.hull), plan_(whole.plan), x_(x), packed_(whole.parts, false, w, y, epilogue, scratch) {
+      : conv_(whole.hull),
+        plan_(whole.plan),
+        x_(x),
+        packed_(whole.parts, false, whole.permuted, w, y, epilogue, scratch) {
+    if (whole.permuted) lanes_ = input_lanes(scratch);
     direct_ = std::is_same_v<S, T> && conv_.y.c == 1;
     stream_ = direct_ && share_.out == L && conv_.K % L == 0 && streams(conv_, y, conv_.K);
     const int64_t blocks = plan_.blocks(conv_);
@@ -334,7 +374,7 @@ class Correlator {
     const int64_t set = task % sets_;
     const Block block = plan_.block(conv_, task / sets_);
     Scratch scratch;
-    GroupedPatches<S> patches(conv_, block, share_, scratch);
+    GroupedPatches<S> patches(conv_, block, share_, scratch, lanes_ != nullptr);
     T* buffer = direct_ ? nullptr : scratch.take<T>(block.pixels() * L);
     int64_t* offset = scratch.take<int64_t>(packed_.max_runs);
     const int64_t end = std::min((set + 1) * per_task_, share_.vectors);
@@ -349,6 +389,13 @@ class Correlator {
   static constexpr int64_t max_vectors_per_task = 8;  // of a set, whose channels are neighbours in memory
   static constexpr int64_t tasks_per_thread = 8;      // with fewer tasks, sets become smaller
 
+  // [channel of the group][lane] the lane of a pixel that each lane reads.
+  const int32_t* input_lanes(Scratch& scratch) const {
+    int32_t* all = scratch.take<int32_t>(share_.c * L);
+    for (int64_t i = 0; i < share_.c * L; ++i) all[i] = input_lane(share_, i % L, i / L);
+    return all;
+  }
+
   // Computes vector `v` of the outputs of one part that are in the block of the patches. `buffer` is the staging
   // buffer; `offset` has room for the offsets of all runs.
   void run_part(const Taps<S, T>& taps, int64_t v, const GroupedPatches<S>& patches, T* buffer, int64_t* offset) const {
@@ -362,7 +409,9 @@ class Correlator {
     S* y = taps.y + block.n * part.y.n + k * part.y.c + block.p * part.y.h + block.q * part.y.w;
     const FusedEpilogue<T> fused = packed_.fused(v);
 
-    DepthwiseTile<T> tile = taps.tile(L, patch.row_pitch(), patches.patch_pitch(), patch.cols.step, offset);
+    const int64_t channel = patches.one_patch ? 0 : patches.patch_pitch();
+    DepthwiseTile<T> tile = taps.tile(L, patch.row_pitch(), channel, patch.cols.step, offset);
+    tile.lanes = lanes_;
     tile.left = 0;
     tile.right = patch.cols.size;
     tile.top = 0;
@@ -414,8 +463,9 @@ class Correlator {
   const S* x_;
   const PackedParts<S, T> packed_;
   const Lanes& share_ = packed_.share;
-  bool direct_;  // tiles are stored straight to y; otherwise to a staging buffer
-  bool stream_;  // with non-temporal stores
+  const int32_t* lanes_ = nullptr;  // [channel of the group][lane] if tiles permute pixels
+  bool direct_;                     // tiles are stored straight to y; otherwise to a staging buffer
+  bool stream_;                     // with non-temporal stores
   int64_t per_task_, sets_;
 };
 

@@ -23,6 +23,7 @@ struct DepthwiseTile {
   int64_t kernel_rows;    // rows of taps of one output
   int64_t row_step;       // rows of taps from the first row of outputs to the second
   const int64_t* offset;  // [runs] offsets in x of the runs of taps in a row of taps
+  const int32_t* lanes;   // [run][lane] the lane of x that each lane reads, in permuted tiles; else null
   int64_t runs;
   const Acc<S>* w;  // [row of taps][run][tap][lane]
   S* y;
@@ -68,8 +69,8 @@ INLINE void store_outputs(const DepthwiseTile<S>& tile, Vector<S> (&acc)[rows][M
 
 // Computes `rows` (1 or 2) rows of MR outputs. A run has `taps` neighbouring taps; outputs are `step` pixels of x
 // apart. The generic version has taps = 1 and step = 0: it takes the step from the tile, and requires that all pixels
-// exist.
-template <class S, int rows, int MR, int taps, int step>
+// exist. In `permuted` tiles, each run reads other lanes of the same pixels.
+template <class S, int rows, int MR, int taps, int step, bool permuted>
 void depthwise_tile(const DepthwiseTile<S>& tile) {
   using V = Vector<S>;
   constexpr int L = lanes<S>, pixels = step > 0 ? (MR - 1) * step + taps : MR;
@@ -93,7 +94,8 @@ void depthwise_tile(const DepthwiseTile<S>& tile) {
       unroll<pixels>([&](auto j) __attribute__((always_inline)) {
         // In a tile of several outputs, only pixels at its two ends may lie outside the input: see RowCuts.
         constexpr bool exists = inside || (MR > 1 && j >= taps - 1 && j <= pixels - taps);
-        const V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
+        V pixel = exists ? load(at) : load(j >= tile.left && j < tile.right ? at : zero);
+        if constexpr (permuted) pixel = permute(pixel, tile.lanes + run * L);
         at += distance;
         // Outputs [begin, end) read this pixel, output m under tap j - m * by. The last comes first: taps ascend.
         constexpr int by = step > 0 ? step : 1, begin = first_reader(taps, by, j), end = std::min(MR, j / by + 1);
@@ -141,26 +143,27 @@ struct TileFunctions {
   DepthwiseTileFunction<S> one, two;
 };
 
-template <class S, int taps, int step, int... m>
+template <class S, int taps, int step, bool permuted, int... m>
 const TileFunctions<S>* tile_table(std::integer_sequence<int, m...>) {
   static constexpr TileFunctions<S> table[] = {
-      {m, depthwise_tile<S, 1, m, taps, step>, depthwise_tile<S, 2, m, taps, step>}...};
+      {m, depthwise_tile<S, 1, m, taps, step, permuted>, depthwise_tile<S, 2, m, taps, step, permuted>}...};
   return table;
 }
 
 // The tile functions of all widths, from the widest down to a single output.
-template <class S, int taps, int step>
+template <class S, int taps, int step, bool permuted = false>
 const TileFunctions<S>* tile_table() {
-  return tile_table<S, taps, step>(TileWidths());
+  return tile_table<S, taps, step, permuted>(TileWidths());
 }
 
 // The taps of a run, and the step from one output to the next, that a function is compiled for: depthwise_tile for
-// tile_shapes, accumulate_taps for gradient_shapes.
+// tile_shapes and permuted_shapes, accumulate_taps for gradient_shapes.
 struct TapShape {
-  int taps, step;
+  int64_t taps, step;
 };
 constexpr TapShape tile_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {6, 1},
                                     {7, 1}, {2, 2}, {3, 2}, {5, 2}, {7, 2}};
+constexpr TapShape permuted_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {3, 2}};
 constexpr TapShape gradient_shapes[] = {{1, 1}, {2, 1}, {3, 1}, {5, 1}, {7, 1}, {2, 2}, {3, 2}, {5, 2}, {7, 2}};
 
 // Whether functions are compiled for these shapes. Not for double: they would take as long to compile again.
@@ -182,6 +185,18 @@ const TileFunctions<S>* tile_functions(int64_t taps, int64_t step) {
     unroll<std::size(tile_shapes)>([&](auto i) __attribute__((always_inline)) {
       constexpr TapShape shape = tile_shapes[i];
       if (taps == shape.taps && step == shape.step) found = tile_table<S, shape.taps, shape.step>();
+    });
+  return found;
+}
+
+// The same for permuted tiles, whose pixels are accumulators.
+template <class T>
+const TileFunctions<T>* permuted_tile_functions(int64_t taps, int64_t step) {
+  const TileFunctions<T>* found = nullptr;
+  if constexpr (has_shapes<T>)
+    unroll<std::size(permuted_shapes)>([&](auto i) __attribute__((always_inline)) {
+      constexpr TapShape shape = permuted_shapes[i];
+      if (taps == shape.taps && step == shape.step) found = tile_table<T, shape.taps, shape.step, true>();
     });
   return found;
 }
