@@ -79,18 +79,34 @@ def normalize(
 def batch_norm_layer(layer: Any, input: Tensor, residual: Tensor | None, activation: str, slope: float) -> Tensor:
     """A layer of BATCH_NORMS, with an addition and an activation. Its attributes are read as torch's forward does."""
     layer._check_input_dim(input)
-    training, mean, variance = layer.training, layer.running_mean, layer.running_var
+    weight, bias, mean, variance, batches = tensors_of(layer)
+    training = layer.training
     momentum = 0.0 if layer.momentum is None else layer.momentum
-    if training and layer.track_running_stats and layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.add_(1)
+    if training and layer.track_running_stats and batches is not None:
+        batches.add_(1)
         if layer.momentum is None:  # the mean over all batches
-            momentum = 1.0 / float(layer.num_batches_tracked)
+            momentum = 1.0 / float(batches)
     if training and not layer.track_running_stats:
         mean = variance = None
     return batch_norm(
-        input, mean, variance, layer.weight, layer.bias, training or (mean is None and variance is None), momentum,
+        input, mean, variance, weight, bias, training or (mean is None and variance is None), momentum,
         layer.eps, residual=residual, activation=None if activation == "none" else activation, negative_slope=slope,
     )  # fmt: skip
+
+
+def tensors_of(layer: Any) -> tuple[Any, ...]:
+    """weight, bias, running_mean, running_var and num_batches_tracked."""
+    parameters, buffers = layer._parameters, layer._buffers
+    try:  # Module.__getattr__ takes as long as the rest of the call
+        return (
+            parameters["weight"],
+            parameters["bias"],
+            buffers["running_mean"],
+            buffers["running_var"],
+            buffers["num_batches_tracked"],
+        )
+    except KeyError:
+        return layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.num_batches_tracked
 
 
 def activation_inside(layer: Any) -> tuple[str, float] | None:

@@ -14,6 +14,8 @@ from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS, OF_INPUT, apply, check_activation
 
+is_compiling = torch.compiler.is_compiling
+PLAIN = (Tensor, torch.nn.Parameter)
 MAX_CHANNELS = 1 << 16  # what is computed for each channel stays in the working memory
 
 
@@ -69,8 +71,7 @@ def batch_norm(
     if residual is not None and name in OF_INPUT:  # backward would need the sum
         name, after = after, name
     statistics = (None, None) if training else (running_mean, running_var)
-    function: Any = BatchNorm.apply
-    z, mean, variance = function(input, weight, bias, residual, *statistics, eps, name, negative_slope)
+    z, mean, variance = batch_norm_function(input, weight, bias, residual, *statistics, eps, name, negative_slope)
     if training:
         update(running_mean, mean, momentum)
         update(running_var, variance, momentum)
@@ -78,36 +79,41 @@ def batch_norm(
 
 
 def update(running: Tensor | None, new: Tensor, momentum: float) -> None:
-    """Move running statistics towards new ones."""
+    """Move running statistics towards new ones. Neither has a gradient."""
     if running is not None:
-        with torch.no_grad():
-            running.lerp_(new.to(running.dtype), momentum)
+        running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), momentum)
 
 
 def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bool, eps: float) -> bool:
     """Whether our kernels take it. Whatever they do not, torch computes, or refuses in its words."""
-    if torch.compiler.is_compiling() or is_tracing() or functorch_is_active() or is_forward_ad():
+    if is_compiling() or is_tracing() or functorch_is_active() or is_forward_ad():
         return False
-    if not eps > 0 or any(tensor is not None and tensor.requires_grad for tensor in per_channel[:2]):
+    if not eps > 0 or not is_plain(input) or input.dtype not in FLOATS or not is_dense(input):
         return False
-    tensors = [tensor for tensor in (input, residual, *per_channel) if tensor is not None]
-    if not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors):
+    if residual is not None and not (
+        is_plain(residual) and residual.shape == input.shape and residual.dtype == input.dtype
+    ):
         return False
-    if any(tensor.device.type != "cpu" or tensor.layout != torch.strided for tensor in tensors):
+    channels = input.shape[1:2]
+    dtype = None  # of all tensors of channels
+    for tensor in per_channel:
+        if tensor is not None:
+            if not is_plain(tensor) or tensor.shape != channels or dtype not in (None, tensor.dtype):
+                return False
+            dtype = tensor.dtype
+    if dtype not in (None, input.dtype, channel_dtype(input)):
         return False
-    if input.dtype not in FLOATS or input.dim() < 2 or not is_dense(input) or input.numel() == 0:
+    mean, variance, *_ = per_channel
+    if (mean is not None and mean.requires_grad) or (variance is not None and variance.requires_grad):
         return False
-    if input.shape[1] > MAX_CHANNELS:
-        return False
-    if residual is not None and (residual.shape, residual.dtype) != (input.shape, input.dtype):
-        return False
-    if any(tensor.shape != input.shape[1:2] for tensor in tensors[1 + (residual is not None) :]):
-        return False
-    dtypes = {tensor.dtype for tensor in per_channel if tensor is not None}
-    if len(dtypes) > 1 or not dtypes <= {input.dtype, channel_dtype(input)}:
-        return False
-    has_statistics = per_channel[0] is not None and per_channel[1] is not None
-    return input.numel() > input.shape[1] if training else has_statistics
+    if training:
+        return channels[0] <= MAX_CHANNELS and input.numel() > channels[0]
+    return 0 < channels[0] <= MAX_CHANNELS and input.numel() > 0 and mean is not None and variance is not None
+
+
+def is_plain(tensor: Any) -> bool:
+    """Whether it is a tensor of the CPU, of no subclass and with strides."""
+    return type(tensor) in PLAIN and bool(tensor.is_cpu) and tensor.layout is torch.strided
 
 
 def is_tracing() -> bool:
@@ -115,7 +121,10 @@ def is_tracing() -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    """Whether it is contiguous or channels_last, with channels."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return True
+    return tensor.dim() > 1 and tensor.is_contiguous()
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -156,11 +165,19 @@ class BatchNorm(Function):
         )
         return (
             dx if need_x else None,
-            dweight.to(weight.dtype) if need_weight else None,
-            dbias.to(bias.dtype) if need_bias else None,
+            in_dtype(dweight, weight) if need_weight else None,
+            in_dtype(dbias, bias) if need_bias else None,
             (dz if z is None else g) if need_residual else None,
             *[None] * 5,
         )
+
+
+#: Not Function.apply: it inspects the signature of forward at each call, which takes as long as small maps.
+batch_norm_function: Any = super(Function, BatchNorm).apply
+
+
+def in_dtype(gradient: Tensor, operand: Tensor) -> Tensor:
+    return gradient if gradient.dtype == operand.dtype else gradient.to(operand.dtype)
 
 
 def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
