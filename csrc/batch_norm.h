@@ -1,5 +1,6 @@
 // Batch normalization with an activation: z = activation((x - mean) * scale + shift + residual), with per-channel mean,
-// scale and shift; the statistics of x, and the gradients. On the CPU.
+// scale and shift; the statistics of x, and the gradients. And the gradient of a factor of each channel of each image,
+// as in squeeze-and-excitation. On the CPU.
 #pragma once
 
 #include "conv.h"
@@ -43,6 +44,9 @@ struct BatchNormKernels {
   // dz.
   void (*grad_input)(const BatchNormShape& shape, const void* dz, const void* x, const BatchNormChannels& channels,
                      const void* factor, const void* offset, void* dx);
+
+  // sums[n][c]: the sum of a * b over the pixels of each channel of each image.
+  void (*channel_products)(const BatchNormShape& shape, const void* a, const void* b, void* sums);
 };
 
 // Those of the widest instruction set that this machine has.

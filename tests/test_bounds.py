@@ -57,6 +57,8 @@ for size in (2, 37, 5, 7), (3, 16, 1, 1), (1, 3, 70, 60), (2, 33):
             ops.batch_norm(x, weight, bias, None, mean, rstd, 1e-5, "tanh", 0.0)
             for output in at_the_end(z), None:
                 ops.batch_norm_backward(dz, x, output, weight, bias, mean, rstd, True, "relu", 0.0, True)
+            ops.batch_norm_backward(dz, x, None, weight, bias, mean, rstd, True, "gelu", 0.0, True)
+            ops.channel_products(dz, x)
 print("done", len(cases))
 """
 

@@ -469,10 +469,13 @@ def test_it_works_under_compile():
     assert_close(ours, model(x), rtol=1e-4, atol=1e-4)
 
 
+WITH_EXCITATION = ("mobilenet_v3_small", "regnet_y_400mf", "efficientnet_b0", "timm efficientnet_b0")
 NETWORKS = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "densenet121", "regnet_y_400mf", "efficientnet_b0"]
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "timm resnet26d", "timm efficientnet_lite0", "timm regnetx_002"])
+@pytest.mark.parametrize(
+    "name", [*NETWORKS, "timm resnet26d", "timm efficientnet_b0", "timm efficientnet_lite0", "timm regnetx_002"]
+)
 def test_networks_of_torchvision_and_timm(name, torchvision):
     import timm
 
@@ -485,7 +488,8 @@ def test_networks_of_torchvision_and_timm(name, torchvision):
     fused = copy.deepcopy(model)
     report = convert(fused, fuse_training=True)
     normalizations = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    assert len(report.fused) == normalizations
+    assert sum(parts != ["excitation"] for parts in report.fused.values()) == normalizations
+    assert (["excitation"] in report.fused.values()) == (name in WITH_EXCITATION)
     assert report.left == {}
     x = normals((2, 3, 32, 32))
     for ours, torchs in zip(step(fused, x), step(model, x), strict=True):

@@ -88,17 +88,17 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
     """Whether our kernels take it. Whatever they do not, torch computes, or refuses in its words."""
     if is_compiling() or is_tracing() or functorch_is_active() or is_forward_ad():
         return False
-    if not eps > 0 or not is_plain(input) or input.dtype not in FLOATS or not is_dense(input):
+    if not eps > 0 or not is_plain_tensor(input) or input.dtype not in FLOATS or not is_dense(input):
         return False
     if residual is not None and not (
-        is_plain(residual) and residual.shape == input.shape and residual.dtype == input.dtype
+        is_plain_tensor(residual) and residual.shape == input.shape and residual.dtype == input.dtype
     ):
         return False
     channels = input.shape[1:2]
     dtype = None  # of all tensors of channels
     for tensor in per_channel:
         if tensor is not None:
-            if not is_plain(tensor) or tensor.shape != channels or dtype not in (None, tensor.dtype):
+            if not is_plain_tensor(tensor) or tensor.shape != channels or dtype not in (None, tensor.dtype):
                 return False
             dtype = tensor.dtype
     if dtype not in (None, input.dtype, channel_dtype(input)):
@@ -111,7 +111,7 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
     return 0 < channels[0] <= MAX_CHANNELS and input.numel() > 0 and mean is not None and variance is not None
 
 
-def is_plain(tensor: Any) -> bool:
+def is_plain_tensor(tensor: Any) -> bool:
     """Whether it is a tensor of the CPU, of no subclass and with strides."""
     return type(tensor) in PLAIN and bool(tensor.is_cpu) and tensor.layout is torch.strided
 

@@ -225,6 +225,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
   });
 }
 
+Tensor channel_products(const Tensor& a, const Tensor& b) {
+  const BatchNormShape shape = check_input(a, "none", 0);
+  check_like(a, "other", b);
+  std::vector<int64_t> size(a.dim(), 1), stride(a.dim(), 1);
+  size[0] = shape.N;
+  size[1] = stride[0] = shape.C;
+  Tensor sums = empty(size, stride, a.scalar_type());
+  batch_norm_kernels().channel_products(shape, a.data_ptr(), b.data_ptr(), sums.mutable_data_ptr());
+  return sums;
+}
+
 }  // namespace
 
 // x, z, dz and the residual are dense, contiguous or channels_last, and all of one size, dtype and layout. Tensors of
@@ -235,6 +246,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dz, const Tens
 // batch_norm_backward: the gradients of x (empty unless it is needed), weight and bias, and that of the residual if z
 // is given, which there has to be with a residual and an activation; otherwise it is dz. `training`: whether mean and
 // variance were those of x.
+// channel_products: [N, C, 1, ...], the sums of a * b over all pixels.
 STABLE_TORCH_LIBRARY_FRAGMENT(torchconv, library) {
   library.def(
       "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? variance, "
@@ -242,11 +254,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchconv, library) {
   library.def(
       "batch_norm_backward(Tensor dz, Tensor x, Tensor? z, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, "
       "bool training, str activation, float slope, bool needs_input_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("channel_products(Tensor a, Tensor b) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, library) {
   library.impl("batch_norm", TORCH_BOX(&forward));
   library.impl("batch_norm_backward", TORCH_BOX(&backward));
+  library.impl("channel_products", TORCH_BOX(&channel_products));
 }
 
 }  // namespace torchconv

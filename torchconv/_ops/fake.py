@@ -222,3 +222,8 @@ def batch_norm_backward(
     dx = torch.empty_like(x) if needs_input_gradient else x.new_empty(0)
     g = x.new_empty(0) if z is None else torch.empty_like(x)
     return dx, empty_channels(x), empty_channels(x), g
+
+
+@torch.library.register_fake(ops.channel_products.default)
+def channel_products(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty([*a.shape[:2], *[1] * (a.dim() - 2)])

@@ -48,7 +48,8 @@ class Report:
         model: the model. With folding, a new torch.fx.GraphModule.
         changed: the names of the layers that changed, and their new class.
         folded: the names of the layers that something was folded into, and what.
-        fused: the names of the batch normalizations that are fused for training, and what with.
+        fused: the names of the batch normalizations that are fused for training, and what with; and of the modules with
+            a squeeze-and-excitation, "excitation".
         left: the names of the convolutions and batch normalizations that stayed as they were, and why.
         note: why nothing was folded, or why nothing changed; or "".
     """
@@ -74,7 +75,9 @@ class Report:
     def __str__(self) -> str:
         kinds = {name: type(self.model.get_submodule(name)).__name__ for name in self.folded} | self.changed
         rows = [(name, " + ".join([kind, *self.folded.get(name, ())])) for name, kind in kinds.items()]
-        rows += [(name, "fused" + f" with {' and '.join(parts)}" * bool(parts)) for name, parts in self.fused.items()]
+        for name, parts in self.fused.items():
+            with_parts = f" with {' and '.join(parts)}" if parts and parts != ["excitation"] else ""
+            rows.append((name, f"fused{with_parts}"))
         rows += [(name, f"left: {reason}") for name, reason in self.left.items()]
         width = max((len(name or "(the model)") for name, _ in rows), default=0)
         lines = [f"{name or '(the model)':{width}}  {what}" for name, what in rows]
@@ -82,8 +85,10 @@ class Report:
         counts = [f"{changed} layer{'s' * (changed != 1)} changed"]
         if folded:
             counts.append(f"{folded} {'has' if folded == 1 else 'have'} something folded in")
-        if self.fused:
-            counts.append(f"{len(self.fused)} batch normalization{'s' * (len(self.fused) != 1)} fused")
+        excitations = list(self.fused.values()).count(["excitation"])
+        for count, what in ((len(self.fused) - excitations, "batch normalization"), (excitations, "excitation")):
+            if count:
+                counts.append(f"{count} {what}{'s' * (count != 1)} fused")
         counts.append(f"{left} left as {'it was' if left == 1 else 'they were'}")
         return "\n".join([*lines, ", ".join(counts), *filter(None, [self.note])])
 
@@ -112,9 +117,10 @@ def convert(
         fold_batchnorm: for inference: a BatchNorm2d that alone follows a Conv2d is multiplied into its weights and
             bias, which become new parameters.
         fuse_training: for training: each BatchNorm1d, 2d or 3d, an addition and an activation that alone follow it
-            become one function (torchconv.batch_norm), in place and in both modes. The modules that call them get
-            another forward; parameters, layers, names, state_dicts, copies and pickles stay as they are. A layer that
-            gets hooks, another class or another setting later is then called as it is.
+            become one function (torchconv.batch_norm), in place and in both modes, and squeeze-and-excitation gets a
+            backward of its own. The modules that call them get another forward; parameters, layers, names, state_dicts,
+            copies and pickles stay as they are. A layer that gets hooks, another class or another setting later is then
+            called as it is.
 
     Returns:
         a Report.

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torchconv import _torch_private
 from torchconv.activations import ACTIVATIONS, OF_INPUT
 from torchconv.blocks import activation_inside, is_batch_norm, is_plain, normalize
+from torchconv.gate import excite, squeeze
 from torchconv.models.fold import activation_of
 from torchconv.models.trace import (
     Structure,
@@ -44,15 +45,17 @@ class Trace:
     Attributes:
         function: of the module and its arguments, without lists; None if nothing in it is fused.
         chains: of each fused batch normalization, by its name in the module, what is fused with it.
+        gates: the number of fused squeeze-and-excitations.
     """
 
     def __init__(self, module: nn.Module, training: bool, structure: Structure) -> None:
         graph, self.inlined = graph_of(module, training, structure)
         chains = list(fuse_chains(module, graph))
+        self.gates = fuse_gates(module, graph)
         self.chains = {str(chain.norm.target): chain.parts for chain in chains}
         self.left_out = [name for chain in chains for name in chain.identities]
         self.condition = condition(module, self.inlined, self.left_out)
-        self.function = compiled(graph) if chains else None
+        self.function = compiled(graph) if chains or self.gates else None
 
     def holds(self, module: nn.Module) -> bool:
         return bool(condition(module, self.inlined, self.left_out) == self.condition)
@@ -159,6 +162,58 @@ def added_to(node: fx.Node, addition: fx.Node) -> fx.Node | None:
     return a if b is node and isinstance(a, fx.Node) and a is not node and not in_place else None
 
 
+PRODUCTS = (operator.mul, torch.mul, "mul")
+
+
+def fuse_gates(module: nn.Module, graph: fx.Graph) -> int:
+    """Replace each x * gate, of which gate is a function of the means of x, by torchconv.gate; returns their number."""
+    count = 0
+    for node in list(graph.nodes):
+        if node.target not in PRODUCTS or node.kwargs or len(node.all_input_nodes) != 2 or len(node.args) != 2:
+            continue
+        for x, gate in (node.args, node.args[::-1]):
+            means = [user for user in x.users if is_mean(module, user)]
+            mean = next((mean for mean in means if depends_on(gate, mean)), None)
+            if mean is not None:
+                replace_gate(graph, mean, x, gate, node)
+                count += 1
+                break
+    return count
+
+
+def is_mean(module: nn.Module, node: fx.Node) -> bool:
+    """Whether it is the mean of each channel of each image, [N, C, 1, 1]."""
+    layer = submodule(module, node)
+    if layer is not None:
+        return type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)) and len(node.args) == 1
+    if node.target in (nn.functional.adaptive_avg_pool2d,):
+        return node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+    return node.target == "mean" and node.args[1:] in (((2, 3),), ((-2, -1),)) and node.kwargs == {"keepdim": True}
+
+
+def depends_on(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a node is a function of another one."""
+    seen, todo = {node}, [node]
+    while todo:
+        before = set(todo.pop().all_input_nodes) - seen
+        seen |= before
+        todo += before
+    return other in seen
+
+
+def replace_gate(graph: fx.Graph, mean: fx.Node, x: fx.Node, gate: fx.Node, product: fx.Node) -> None:
+    with graph.inserting_before(mean):
+        pool = graph.create_node("get_attr", str(mean.target)) if mean.op == "call_module" else None
+        all_of_it = graph.create_node("call_function", squeeze, (pool, x))
+        values, same, link = (graph.create_node("call_function", operator.getitem, (all_of_it, i)) for i in range(3))
+    mean.replace_all_uses_with(values)
+    graph.erase_node(mean)
+    with graph.inserting_before(product):
+        arguments = x, same, values if gate is mean else gate, link
+        product.replace_all_uses_with(graph.create_node("call_function", excite, arguments))
+    graph.erase_node(product)
+
+
 def compiled(graph: fx.Graph) -> Callable[..., Any]:
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
@@ -253,7 +308,7 @@ def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Fuse the batch normalizations of a model in place.
 
     Returns:
-        by name, what is fused with each of them, and why others are left.
+        by name, what is fused with each of them, and in which modules an excitation is; and why others are left.
     """
     names = {id(module): name for name, module in model.named_modules()}
     fused: dict[str, list[str]] = {}
@@ -261,14 +316,16 @@ def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
     for module in reversed(list(model.modules())):  # children first
         prefix = names[id(module)]
         normalizations = [f"{prefix}.{name}".lstrip(".") for name in called_within(module)]
-        if not normalizations:
+        if not normalizations and not may_have_gate(module):
             continue
         try:
-            chains = fuse_module(module)
+            trace = fuse_module(module)
         except UntraceableError as error:
             reasons.update(dict.fromkeys(normalizations, str(error)))
             continue
-        found = {f"{prefix}.{name}".lstrip("."): parts for name, parts in chains.items()}
+        found = {f"{prefix}.{name}".lstrip("."): parts for name, parts in trace.chains.items()}
+        if trace.gates:
+            found[prefix] = ["excitation"]
         if any(len(parts) > len(fused.get(name, ())) or name not in fused for name, parts in found.items()):
             module.__class__ = fused_class(type(module))
             fused.update(found)
@@ -297,8 +354,15 @@ def called_within(module: nn.Module) -> list[str]:
     return found
 
 
-def fuse_module(module: nn.Module) -> dict[str, list[str]]:
-    """Trace a module in both modes, for tensors as its arguments; what is fused in training."""
+def may_have_gate(module: nn.Module) -> bool:
+    """Whether its forward may be a squeeze-and-excitation: it has a convolution of single pixels."""
+    if original_class(type(module)).__module__.startswith(("torch.", "torchconv.")):
+        return False
+    return any(getattr(child, "kernel_size", None) == (1, 1) for child in module._modules.values())
+
+
+def fuse_module(module: nn.Module) -> Trace:
+    """Trace a module in both modes, for tensors as its arguments; the trace for training."""
     if "forward" in vars(module):
         raise UntraceableError(f"the forward of a {type(module).__name__} has been replaced")
     parameters = inspect.signature(forward_of(module)).parameters.values()
@@ -310,7 +374,7 @@ def fuse_module(module: nn.Module) -> dict[str, list[str]]:
         for training in (False, True):
             plan.traces[training, structure] = trace = Trace(module, training, structure)
     vars(module)["_fused_for_training"] = plan
-    return trace.chains
+    return trace
 
 
 def unfuse(module: nn.Module) -> bool:

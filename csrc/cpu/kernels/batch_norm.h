@@ -213,6 +213,49 @@ void grad_input(const BatchNormShape& shape, const S* dz, const S* x, const Batc
   });
 }
 
+// The sums of a * b over each channel of each image: over parts of its pixels that depend on the shape alone, then over
+// the parts, in order.
+template <class S>
+void channel_products(const BatchNormShape& shape, const S* a, const S* b, S* sums) {
+  constexpr int L = lanes<S>;
+  constexpr int64_t part_elements = 1 << 16;
+  using T = Acc<S>;
+  const int64_t C = shape.C, P = shape.P;
+  if (!shape.channels_last) {
+    parallel_for(shape.N * C, operations_per_element * P, [&](int64_t channel) {
+      Vector<S> sum{};
+      for (int64_t p = channel * P, end = p + P; p < end; p += L) {
+        const Place place{p, 0, int(std::min<int64_t>(L, end - p))};
+        sum = fma(load_at(a, place), load_at(b, place), sum);
+      }
+      double total = 0;
+      for (int lane = 0; lane < L; ++lane) total += sum[lane];
+      sums[channel] = S(T(total));
+    });
+    return;
+  }
+  const int64_t parts = std::clamp<int64_t>(P * C / part_elements, 1, std::min<int64_t>(P, 64));
+  Scratch scratch;
+  T* of_parts = scratch.take<T>(shape.N * parts * C);  // [image][part][channel]
+  parallel_for(shape.N * parts, operations_per_element * P * C / double(parts), [&](int64_t task) {
+    const int64_t image = task / parts, part = task % parts;
+    T* to = of_parts + task * C;
+    std::fill_n(to, C, T(0));
+    for (int64_t p = split_begin(P, parts, part); p < split_begin(P, parts, part + 1); ++p)
+      for (int64_t c = 0; c < C; c += L) {
+        const int count = int(std::min<int64_t>(L, C - c));
+        const Place place{(image * P + p) * C + c, c, count}, sum{c, c, count};
+        store_at(to, fma(load_at(a, place), load_at(b, place), load_at(to, sum)), sum);
+      }
+  });
+  for (int64_t image = 0; image < shape.N; ++image)
+    for (int64_t c = 0; c < C; ++c) {
+      T total = 0;
+      for (int64_t part = 0; part < parts; ++part) total += of_parts[(image * parts + part) * C + c];
+      sums[image * C + c] = S(total);
+    }
+}
+
 }  // namespace batch_norm
 
 extern constinit const BatchNormKernels batch_norm_table = {
@@ -251,6 +294,14 @@ extern constinit const BatchNormKernels batch_norm_table = {
             using S = decltype(t);
             batch_norm::grad_input<S>(shape, static_cast<const S*>(dz), static_cast<const S*>(x), channels, factor,
                                       offset, static_cast<S*>(dx));
+          });
+        },
+    .channel_products =
+        [](const BatchNormShape& shape, const void* a, const void* b, void* sums) {
+          AllTypes::with(shape.dtype, [&](auto t) {
+            using S = decltype(t);
+            batch_norm::channel_products<S>(shape, static_cast<const S*>(a), static_cast<const S*>(b),
+                                            static_cast<S*>(sums));
           });
         },
 };
