@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from cases import normals
 from torch import nn
 from torch.testing import assert_close
+from torchrun import run_two_processes
 
 import torchconv
 from torchconv import ConvBatchNorm2d, convert, normalization, revert
@@ -530,3 +531,59 @@ def test_a_block_refuses_what_does_not_fit():
         ConvBatchNorm2d(conv, nn.BatchNorm2d(5), "swish")
     with pytest.raises(TypeError, match=r"conv must be a torch\.nn\.Module, but got str"):
         ConvBatchNorm2d("conv", nn.BatchNorm2d(5))
+
+
+DISTRIBUTED = """
+import copy
+
+import torch
+import torch.distributed as dist
+from test_fuse import assert_same_steps, model_of_blocks
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import torchconv
+from torchconv import normalization
+
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+model = model_of_blocks()
+model[4].dropout = 0.0
+fused = copy.deepcopy(model)
+torchconv.convert(fused, fuse_training=True)
+torch.manual_seed(dist.get_rank())
+x = torch.randn(2, 3, 9, 9, dtype=torch.double)
+calls = []
+original = normalization.batch_norm
+torchconv.blocks.batch_norm = lambda *args, **options: calls.append(1) or original(*args, **options)
+
+assert_same_steps(DistributedDataParallel(fused), DistributedDataParallel(model), x)
+assert len(calls) == 13, len(calls)
+
+
+def sharded(model):
+    model = copy.deepcopy(model)
+    for block in model[4:]:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+ours, torchs = sharded(fused), sharded(model)
+for _ in range(2):
+    found = []
+    for each in (ours, torchs):
+        each.zero_grad()
+        y = each(x)
+        y.square().sum().backward()
+        found.append((y.detach(), *[p.grad.full_tensor() for p in each.parameters() if p.grad is not None]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+assert len(calls) == 3 * 13, len(calls)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.system
+def test_two_processes_by_ddp_and_fsdp2(request):
+    run_two_processes("-c", f"import sys; sys.path.insert(0, {str(request.path.parent)!r})\n{DISTRIBUTED}")

@@ -107,8 +107,10 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
     if (mean is not None and mean.requires_grad) or (variance is not None and variance.requires_grad):
         return False
     if training:
-        return channels[0] <= MAX_CHANNELS and input.numel() > channels[0]
-    return 0 < channels[0] <= MAX_CHANNELS and input.numel() > 0 and mean is not None and variance is not None
+        return bool(channels[0] <= MAX_CHANNELS and input.numel() > channels[0])
+    if mean is None or variance is None:
+        return False
+    return 0 < channels[0] <= MAX_CHANNELS and input.numel() > 0
 
 
 def is_plain_tensor(tensor: Any) -> bool:

@@ -250,7 +250,7 @@ class Plan:
             self.attempts += 1
             try:
                 self.traces[key] = Trace(module, training, structure) if self.attempts <= MOST_TRACES else None
-            except UntraceableError:
+            except Exception:  # whatever it was, the module's own forward will do
                 self.traces[key] = None
         return self.traces[key]
 

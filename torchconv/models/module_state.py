@@ -17,8 +17,7 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 def shallow_copy(module: Any) -> Any:
     """Another object with the same parameters, buffers, children, hooks and attributes."""
-    kind: Any = type(module)
-    other = kind.__new__(kind)
+    other: Any = object.__new__(type(module))  # FSDP2's classes have a __new__ that makes another module
     vars(other).update(attributes(module))
     return other
 
