@@ -54,13 +54,13 @@ def plot_networks(
     path: Path, ratios: Mapping[str, Mapping[str, float]], machine: Mapping[str, Any], threads: int
 ) -> None:
     """A group of bars per network: time of torch / time of torchconv in each mode."""
-    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
     modes = list(next(iter(ratios.values())))
+    figure, axis = plt.subplots(figsize=(max(9, 0.45 * len(ratios) * len(modes)), 3.5), layout="constrained")
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
         places = [network + (i - (len(modes) - 1) / 2) * width for network in range(len(ratios))]
         bars = axis.bar(places, [of[mode] for of in ratios.values()], 0.92 * width, label=mode)
-        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+        axis.bar_label(bars, fmt="%.2f", fontsize=7)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_xticks(range(len(ratios)), ratios)
     axis.set(ylabel="time of torch / time of torchconv")

@@ -65,7 +65,7 @@ def copy_weights(source: keras.Layer, target: nn.Module) -> None:
             kernel, *bias = weights  # [in, out]
             tensors = [kernel.T, *bias]
         else:
-            tensors = weights  # of a batch normalisation: scale, shift, mean, variance
+            tensors = weights  # of a batch normalization: scale, shift, mean, variance
         state = [tensor for name, tensor in target.state_dict().items() if name != "num_batches_tracked"]
         for tensor, weight in zip(state, tensors, strict=True):
             tensor.copy_(weight)

@@ -1,7 +1,7 @@
 """Swaps the convolutions of a torchvision network for torchconv's, and compares outputs and speed.
 
 Prints what changed, the largest differences of the outputs, and the times: of a training step with both, and of
-inference with both, as they are and with batch normalisations and activations folded into the convolutions.
+inference with both, as they are and with batch normalizations and activations folded into the convolutions.
 """
 
 import argparse

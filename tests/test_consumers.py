@@ -29,7 +29,7 @@ def images(layer):
 
 
 def norm_of(layer):
-    """A batch normalisation with statistics that are none of the initial ones."""
+    """A batch normalization with statistics that are none of the initial ones."""
     norm = (nn.BatchNorm1d if isinstance(layer, nn.Conv1d) else nn.BatchNorm2d)(layer.out_channels).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
@@ -64,7 +64,7 @@ LINEAR = [
 ]
 
 
-# ------------------------------------------------------------------------------------------------- batch normalisation
+# ------------------------------------------------------------------------------------------------- batch normalization
 
 
 @pytest.mark.parametrize("layer", LINEAR, ids=repr)

@@ -953,7 +953,7 @@ def test_timm_with_standardized_weights(torchvision):
     assert report.left
 
 
-def test_timm_with_batch_normalisation_and_activation_in_one(torchvision):
+def test_timm_with_batch_normalization_and_activation_in_one(torchvision):
     import timm
 
     model = timm.create_model("efficientnet_lite0", num_classes=10)  # relu6, and no activation after some

@@ -275,7 +275,7 @@ def test_a_network_with_layers_of_torch():
     )
     x = torch.randn(2, 3, 8, 8)
     for _ in range(3):
-        network(x)  # statistics of the normalisation
+        network(x)  # statistics of the normalization
     with torchconv.use("cpu.reference"):  # ONNX has no use for the name
         graph = Graph(network, x, dynamic_shapes=({0: Dim("batch")},))
     assert [kind for kind in graph.kinds if "Conv" in kind] == ["Conv", "Conv", "Conv", "ConvTranspose"]

@@ -145,7 +145,7 @@ class Conv2d(Activated, torch.nn.Conv2d):
 
     A subclass of torch.nn.Conv2d: the same parameters, initialisation, state_dict and attributes. Beyond it, padding
     may be four-sided, padding="same" works with strides (by TensorFlow's rule), and an activation may be fused. A layer
-    with an activation is not linear any more: folding a batch normalisation into it, say, would be wrong.
+    with an activation is not linear any more: folding a batch normalization into it, say, would be wrong.
 
     Args:
         in_channels, out_channels: C and K; input is [N, C, H, W] or [C, H, W], output [N, K, P, Q] or [K, P, Q].

@@ -110,7 +110,7 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
         return bool(channels[0] <= MAX_CHANNELS and input.numel() > channels[0])
     if mean is None or variance is None:
         return False
-    return 0 < channels[0] <= MAX_CHANNELS and input.numel() > 0
+    return bool(0 < channels[0] <= MAX_CHANNELS and input.numel() > 0)
 
 
 def is_plain_tensor(tensor: Any) -> bool:

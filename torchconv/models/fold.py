@@ -1,4 +1,4 @@
-"""Activations and batch normalisations that follow a convolution become part of it: torchconv.convert(model, ...)."""
+"""Activations and batch normalizations that follow a convolution become part of it: torchconv.convert(model, ...)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv1d, nn.ConvTranspose2d)
 
 
 class Tracer(fx.Tracer):
-    """Convolutions and batch normalisations are single calls, whatever their class."""
+    """Convolutions and batch normalizations are single calls, whatever their class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = isinstance(m, (ConvNd, BatchNorm)) or type(m).__module__.startswith("torchconv.")
@@ -144,7 +144,7 @@ def fold_into(
 
 
 def is_foldable(norm: Any) -> bool:
-    """Whether it is a batch normalisation that only scales and shifts, with an activation behind it at most."""
+    """Whether it is a batch normalization that only scales and shifts, with an activation behind it at most."""
     plain = type(norm) is nn.BatchNorm2d or (qualified_name(type(norm)) in AND_ACT and type(norm.drop) is nn.Identity)
     return plain and norm.running_mean is not None and not norm.training
 
