@@ -27,7 +27,7 @@ class ConvBatchNorm2d(nn.Module):
     Args:
         conv: torch.nn.Conv2d or torchconv.Conv2d, or another layer with a result [N, K, P, Q].
         bn: torch.nn.BatchNorm2d of K channels, or another layer that keeps the size.
-        activation, negative_slope: as in torchconv.batch_norm.
+        activation, negative_slope, recompute: as in torchconv.batch_norm.
 
     Raises:
         ValueError: on an unknown activation, or if bn does not normalize as many channels as conv has outputs.
@@ -35,7 +35,13 @@ class ConvBatchNorm2d(nn.Module):
     """
 
     def __init__(
-        self, conv: nn.Module, bn: nn.Module, activation: str | None = None, *, negative_slope: float = 0.01
+        self,
+        conv: nn.Module,
+        bn: nn.Module,
+        activation: str | None = None,
+        *,
+        negative_slope: float = 0.01,
+        recompute: bool = True,
     ) -> None:
         super().__init__()
         for name, layer in (("conv", conv), ("bn", bn)):
@@ -46,18 +52,23 @@ class ConvBatchNorm2d(nn.Module):
             raise ValueError(f"bn must normalize the {channels} channels of conv, but got num_features={normalized}")
         check_activation(activation, negative_slope, {**ACTIVATIONS, **OF_INPUT})
         self.conv, self.bn = conv, bn
-        self.activation, self.negative_slope = activation, negative_slope
+        self.activation, self.negative_slope, self.recompute = activation, negative_slope, recompute
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """input: [N, C, H, W]; residual: [N, K, P, Q], of the size of the result; or None."""
-        return normalize(self.bn, self.conv(input), residual, (self.activation or "none", self.negative_slope))
+        activation = self.activation or "none", self.negative_slope
+        return normalize(self.bn, self.conv(input), residual, activation, self.recompute)
 
     def extra_repr(self) -> str:
         return "" if self.activation is None else f"activation={self.activation}"
 
 
 def normalize(
-    layer: Any, input: Tensor, residual: Tensor | None = None, activation: nn.Module | tuple[str, float] = ("none", 0)
+    layer: Any,
+    input: Tensor,
+    residual: Tensor | None = None,
+    activation: nn.Module | tuple[str, float] = ("none", 0),
+    recompute: bool = False,
 ) -> Tensor:
     """activation(layer(input) + residual). One function, if the layers are torch's own, and nobody observes them."""
     if isinstance(activation, tuple):
@@ -66,17 +77,19 @@ def normalize(
         known = activation_of_layer(activation) if is_plain(activation) else None
     if known is not None and not has_global_hooks():
         if type(layer) in BATCH_NORMS and is_plain(layer):
-            return batch_norm_layer(layer, input, residual, *known)
+            return batch_norm_layer(layer, input, residual, *known, recompute)
         inner = activation_inside(layer)
         if inner is not None and (inner[0] == "none" or (residual is None and known[0] == "none")):
-            return batch_norm_layer(layer, input, residual, *(known if inner[0] == "none" else inner))
+            return batch_norm_layer(layer, input, residual, *(known if inner[0] == "none" else inner), recompute)
     z = layer(input)
     if residual is not None:
         z = z + residual
     return apply(activation[0], z, activation[1]) if isinstance(activation, tuple) else activation(z)
 
 
-def batch_norm_layer(layer: Any, input: Tensor, residual: Tensor | None, activation: str, slope: float) -> Tensor:
+def batch_norm_layer(
+    layer: Any, input: Tensor, residual: Tensor | None, activation: str, slope: float, recompute: bool
+) -> Tensor:
     """A layer of BATCH_NORMS, with an addition and an activation. Its attributes are read as torch's forward does."""
     layer._check_input_dim(input)
     weight, bias, mean, variance, batches = tensors_of(layer)
@@ -91,6 +104,7 @@ def batch_norm_layer(layer: Any, input: Tensor, residual: Tensor | None, activat
     return batch_norm(
         input, mean, variance, weight, bias, training or (mean is None and variance is None), momentum,
         layer.eps, residual=residual, activation=None if activation == "none" else activation, negative_slope=slope,
+        recompute=recompute,
     )  # fmt: skip
 
 

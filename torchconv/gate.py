@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from torchconv._ops.fake import FLOATS
+from torchconv._ops.recompute import computed_again, kept_instead_of
 from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, has_global_hooks, is_forward_ad
 from torchconv.blocks import is_plain
@@ -72,13 +73,15 @@ class Squeeze(Function):
 class Excite(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, same: Tensor, gate: Tensor, link: Link) -> Tensor:
-        ctx.save_for_backward(x, gate)
+        kept, ctx.how = kept_instead_of(x)
+        ctx.save_for_backward(gate, *kept)
         ctx.link = link
         return x * gate
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
-        x, gate = ctx.saved_tensors
+        gate, *kept = ctx.saved_tensors
+        x = computed_again(kept, ctx.how)
         needs_gate = ctx.needs_input_grad[2]
         if torch.is_grad_enabled():
             ctx.link.gate = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._ops.fake import FLOATS, channel_dtype
+from torchconv._ops.recompute import COMPUTATIONS, has_saved_tensors_hooks
 from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS, OF_INPUT, apply, check_activation
@@ -32,6 +33,7 @@ def batch_norm(
     residual: Tensor | None = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
+    recompute: bool = False,
 ) -> Tensor:
     """Equals `activation(F.batch_norm(input, running_mean, ..., eps) + residual)`, F being torch.nn.functional.
 
@@ -53,6 +55,8 @@ def batch_norm(
         activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid" or "gelu"
             (by the error function).
         negative_slope: of "leaky_relu", not negative.
+        recompute: torchconv's convolutions of the result do not keep it for backward, but compute it again. Without a
+            residual that is before an activation.
 
     Returns:
         activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input (of
@@ -71,7 +75,9 @@ def batch_norm(
     if residual is not None and name in OF_INPUT:  # backward would need the sum
         name, after = after, name
     statistics = (None, None) if training else (running_mean, running_var)
-    z, mean, variance = batch_norm_function(input, weight, bias, residual, *statistics, eps, name, negative_slope)
+    z, mean, variance = batch_norm_function(
+        input, weight, bias, residual, *statistics, eps, name, negative_slope, recompute
+    )
     if training:
         update(running_mean, mean, momentum)
         update(running_var, variance, momentum)
@@ -143,6 +149,7 @@ class BatchNorm(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
         running_mean: Tensor | None, running_var: Tensor | None, eps: float, activation: str, slope: float,
+        recompute: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         added = None if residual is None else like(residual, x)
         z, mean, rstd, variance = ops.batch_norm(
@@ -151,13 +158,14 @@ class BatchNorm(Function):
         keeps_z = residual is not None and activation != "none"
         ctx.save_for_backward(x, weight, bias, residual, mean, rstd, variance, z if keeps_z else None)
         ctx.rest = running_var is None, eps, activation, slope
+        ctx.recomputable = recompute and residual is None and not has_saved_tensors_hooks()
         ctx.mark_non_differentiable(mean, variance)
         return z, mean, variance
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            return (*differentiable_backward(ctx, dz), *[None] * 5)
+            return (*differentiable_backward(ctx, dz), *[None] * 6)
         x, weight, bias, _, mean, rstd, _, z = ctx.saved_tensors
         training, _, activation, slope = ctx.rest
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
@@ -170,7 +178,7 @@ class BatchNorm(Function):
             in_dtype(dweight, weight) if need_weight else None,
             in_dtype(dbias, bias) if need_bias else None,
             (dz if z is None else g) if need_residual else None,
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
@@ -184,17 +192,33 @@ def in_dtype(gradient: Tensor, operand: Tensor) -> Tensor:
 
 def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     """The gradients of x, weight, bias and residual, as functions of them and of dz that can be differentiated."""
-    *operands, mean, _, variance, _ = ctx.saved_tensors
-    training, eps, activation, slope = ctx.rest
     # Views stand for the operands, since one of these may be a function of another.
-    views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in operands]
-    x, weight, bias, residual = views
+    views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:4]]
+    z = differentiable((*views, *ctx.saved_tensors[4:]), ctx.rest)
+    needed = ctx.needs_input_grad[:4]
+    wanted: list[Any] = [tensor for tensor, need in zip(views, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
+
+
+def differentiable(saved: tuple[Any, ...], rest: Any) -> Tensor:
+    """z, by torch's functions."""
+    x, weight, bias, residual, mean, _, variance, _ = saved
+    training, eps, activation, slope = rest
     scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
     if training:
         mean = variance = None
     y = torch.nn.functional.batch_norm(x, mean, variance, scale, shift, training, 0.0, eps)
-    z = apply(activation, y if residual is None else y + residual, slope)
-    needed = ctx.needs_input_grad[:4]
-    wanted = [tensor for tensor, need in zip(views, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
-    return [next(gradients) if need else None for need in needed]
+    return apply(activation, y if residual is None else y + residual, slope)
+
+
+def computed_again(saved: tuple[Any, ...], rest: Any) -> Tensor:
+    """z, with the bits that it had; or as a function that can be differentiated."""
+    if torch.is_grad_enabled():
+        return differentiable(saved, rest)
+    x, weight, bias, _, mean, rstd, *_ = saved
+    _, _, activation, slope = rest
+    return ops.batch_norm_apply(x, weight, bias, mean, rstd, activation, slope)  # type: ignore[no-any-return]
+
+
+COMPUTATIONS[BatchNorm._backward_cls] = computed_again  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import _C, _torch_private
+from torchconv._ops.recompute import computed_again, kept_instead_of
 from torchconv._ops.table import BILINEAR, BY_NAME, Operator, library, ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS
@@ -217,6 +218,7 @@ def bilinear(operator: Operator) -> tuple[Call, Call]:
     """The differentiable calls of an operator that is linear in both operands: a, b, size, geometry."""
     da, db = (derivative(operator, slot) for slot in operator.operands)
     arguments = 5 if operator.size is None else 6  # after the tensors
+    is_forward = operator.result == "y"
 
     def run(op: Call, a: Tensor, b: Tensor, size: Any, geometry: Geometry) -> Tensor:
         return call_op(op, (a, b), size, geometry)
@@ -229,25 +231,26 @@ def bilinear(operator: Operator) -> tuple[Call, Call]:
     def save(ctx: Any, inputs: Any, c: Tensor) -> None:
         a, b, size, geometry = inputs
         need_a, need_b, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(a if need_b else None, b if need_a else None)
-        ctx.rest = size, geometry, a.shape, b.shape
+        kept, how = (kept_instead_of(a) if is_forward else ((a,), None)) if need_b else ((None,), None)
+        ctx.save_for_backward(b if need_a else None, *kept)
+        ctx.rest = size, geometry, a.shape, b.shape, how
         if is_forward_ad():
-            ctx.save_for_forward(a, b)
+            ctx.save_for_forward(b, a)
 
     def backward(ctx: Any, dc: Tensor) -> tuple[Any, ...]:
-        a, b = ctx.saved_tensors
+        b, *kept = ctx.saved_tensors
         need_a, need_b, *_ = wanted_gradients(ctx)
-        _, geometry, a_shape, b_shape = ctx.rest
+        _, geometry, a_shape, b_shape, how = ctx.rest
         return (
             da(dc, b, a_shape[2:], geometry) if need_a else None,
-            db(dc, a, b_shape[2:], geometry) if need_b else None,
+            db(dc, computed_again(kept, how), b_shape[2:], geometry) if need_b else None,
             None,
             None,
         )
 
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, *_: None) -> Tensor:
-        a, b = ctx.saved_tensors
-        size, geometry, _, _ = ctx.rest
+        b, a = ctx.saved_tensors
+        size, geometry, *_ = ctx.rest
         terms = []
         if da is not None:
             terms.append(run(operator.op, da, b, size, geometry))
@@ -284,20 +287,21 @@ def bias_act(operator: Operator) -> tuple[Call, Call]:
     def save(ctx: Any, inputs: Any, y: Tensor) -> None:
         x, w, _, geometry, activation, slope = inputs
         need_x, need_w, *_ = ctx.needs_input_grad
-        kept = y if activation != "none" else None
-        ctx.save_for_backward(x if need_w else None, w if need_x else None, kept)
-        ctx.rest = geometry, activation, slope, x.shape, w.shape
+        result = y if activation != "none" else None
+        kept, how = kept_instead_of(x) if need_w else ((None,), None)
+        ctx.save_for_backward(w if need_x else None, result, *kept)
+        ctx.rest = geometry, activation, slope, x.shape, w.shape, how
         if is_forward_ad():
-            ctx.save_for_forward(x, w, kept)
+            ctx.save_for_forward(w, result, x)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, w, y = ctx.saved_tensors
+        w, y, *kept = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = wanted_gradients(ctx)
-        geometry, activation, slope, x_shape, w_shape = ctx.rest
+        geometry, activation, slope, x_shape, w_shape, how = ctx.rest
         dz = dy if y is None else ACTIVATIONS[activation].backward(dy, y, slope)
         return (
             input_gradient(dz, w, x_shape[2:], geometry) if need_x else None,
-            weight_gradient(dz, x, w_shape[2:], geometry) if need_w else None,
+            weight_gradient(dz, computed_again(kept, how), w_shape[2:], geometry) if need_w else None,
             dz.sum((0, 2, 3)) if need_bias else None,
             None,
             None,
@@ -305,8 +309,8 @@ def bias_act(operator: Operator) -> tuple[Call, Call]:
         )
 
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
-        x, w, y = ctx.saved_tensors
-        geometry, activation, slope, _, _ = ctx.rest
+        w, y, x = ctx.saved_tensors
+        geometry, activation, slope, *_ = ctx.rest
         terms = []
         if dx is not None:
             terms.append(call_op(ops.conv2d.default, (dx, w), None, geometry))

@@ -224,6 +224,13 @@ def batch_norm_backward(
     return dx, empty_channels(x), empty_channels(x), g
 
 
+@torch.library.register_fake(ops.batch_norm_apply.default)
+def batch_norm_apply(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, activation: str, slope: float
+) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.register_fake(ops.channel_products.default)
 def channel_products(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty([*a.shape[:2], *[1] * (a.dim() - 2)])

@@ -94,7 +94,12 @@ class Report:
 
 
 def convert(
-    model: nn.Module, *, fold_activation: bool = False, fold_batchnorm: bool = False, fuse_training: bool = False
+    model: nn.Module,
+    *,
+    fold_activation: bool = False,
+    fold_batchnorm: bool = False,
+    fuse_training: bool = False,
+    recompute: bool = True,
 ) -> Report:
     """Make every torch.nn.Conv2d, Conv1d and ConvTranspose2d inside the model torchconv's; results change by rounding.
 
@@ -121,6 +126,8 @@ def convert(
             backward of its own. The modules that call them get another forward; parameters, layers, names, state_dicts,
             copies and pickles stay as they are. A layer that gets hooks, another class or another setting later is then
             called as it is.
+        recompute: with fuse_training: convolutions do not keep the results of batch normalization for backward, but
+            compute them again from its input, which is kept anyway.
 
     Returns:
         a Report.
@@ -148,7 +155,7 @@ def convert(
         for name, layer in model.named_modules():
             convert_into(report)(name, layer)
     if fuse_training:
-        report.fused, left = fuse(model)
+        report.fused, left = fuse(model, recompute)
         report.left.update(left)
     report.note = report.note or hint(report)
     return report

@@ -48,9 +48,9 @@ class Trace:
         gates: the number of fused squeeze-and-excitations.
     """
 
-    def __init__(self, module: nn.Module, training: bool, structure: Structure) -> None:
+    def __init__(self, module: nn.Module, training: bool, structure: Structure, recompute: bool) -> None:
         graph, self.inlined = graph_of(module, training, structure)
-        chains = list(fuse_chains(module, graph))
+        chains = list(fuse_chains(module, graph, recompute))
         self.gates = fuse_gates(module, graph)
         self.chains = {str(chain.norm.target): chain.parts for chain in chains}
         self.left_out = [name for chain in chains for name in chain.identities]
@@ -77,7 +77,7 @@ class Chain(NamedTuple):
     identities: list[str]  # the names of the torch.nn.Identity that are left out
 
 
-def fuse_chains(module: nn.Module, graph: fx.Graph) -> Iterator[Chain]:
+def fuse_chains(module: nn.Module, graph: fx.Graph, recompute: bool) -> Iterator[Chain]:
     """Replace the chains of a graph; yields them."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in reversed(list(graph.nodes)):  # of two normalizations that are added, the last one does it
@@ -86,7 +86,7 @@ def fuse_chains(module: nn.Module, graph: fx.Graph) -> Iterator[Chain]:
             chain = longest_chain(module, node)
             if calls[node.target] > 1 or reads_between(chain):
                 chain = Chain(node, node, None, None, [], [])
-            replace(graph, chain)
+            replace(graph, chain, recompute)
             yield chain
 
 
@@ -115,14 +115,14 @@ def reads_between(chain: Chain) -> bool:
     return any(chain.norm < user < chain.last for user in reads)
 
 
-def replace(graph: fx.Graph, chain: Chain) -> None:
+def replace(graph: fx.Graph, chain: Chain, recompute: bool) -> None:
     activation: Any = chain.activation or ("none", 0.0)
     node = chain.last
     with graph.inserting_before(node):
         layer = graph.create_node("get_attr", str(chain.norm.target))
         if chain.activation is not None and node.op == "call_module":
             activation = graph.create_node("get_attr", str(node.target))
-        arguments = layer, chain.norm.args[0], chain.residual, activation
+        arguments = layer, chain.norm.args[0], chain.residual, activation, recompute
         node.replace_all_uses_with(graph.create_node("call_function", normalize, arguments))
     while node is not chain.norm:
         before = next(other for other in node.all_input_nodes if other is not chain.residual)
@@ -230,12 +230,13 @@ MOST_TRACES = 8  # of a module: for its modes and arguments
 class Plan:
     """The traces of a module, by mode and arguments. Copies of the module share it, stored ones begin anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, recompute: bool) -> None:
+        self.recompute = recompute
         self.traces: dict[Any, Trace | None] = {}
         self.attempts = 0
 
     def __reduce__(self) -> Any:
-        return Plan, ()
+        return Plan, (self.recompute,)
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
@@ -249,7 +250,8 @@ class Plan:
         with tracing:
             self.attempts += 1
             try:
-                self.traces[key] = Trace(module, training, structure) if self.attempts <= MOST_TRACES else None
+                found = Trace(module, *key, self.recompute) if self.attempts <= MOST_TRACES else None
+                self.traces[key] = found
             except Exception:  # whatever it was, the module's own forward will do
                 self.traces[key] = None
         return self.traces[key]
@@ -304,8 +306,8 @@ def new(cls: Any) -> Any:
     return kind.__new__(kind)
 
 
-def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Fuse the batch normalizations of a model in place.
+def fuse(model: nn.Module, recompute: bool) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Fuse the batch normalizations of a model in place. `recompute` is that of torchconv.batch_norm.
 
     Returns:
         by name, what is fused with each of them, and in which modules an excitation is; and why others are left.
@@ -319,7 +321,7 @@ def fuse(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, str]]:
         if not normalizations and not may_have_gate(module):
             continue
         try:
-            trace = fuse_module(module)
+            trace = fuse_module(module, recompute)
         except UntraceableError as error:
             reasons.update(dict.fromkeys(normalizations, str(error)))
             continue
@@ -361,7 +363,7 @@ def may_have_gate(module: nn.Module) -> bool:
     return any(getattr(child, "kernel_size", None) == (1, 1) for child in module._modules.values())
 
 
-def fuse_module(module: nn.Module) -> Trace:
+def fuse_module(module: nn.Module, recompute: bool) -> Trace:
     """Trace a module in both modes, for tensors as its arguments; the trace for training."""
     if "forward" in vars(module):
         raise UntraceableError(f"the forward of a {type(module).__name__} has been replaced")
@@ -369,10 +371,10 @@ def fuse_module(module: nn.Module) -> Trace:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
     structure = (None,) * max(1, len(required) - 1)  # without self
-    plan = Plan()
+    plan = Plan(recompute)
     with tracing:
         for training in (False, True):
-            plan.traces[training, structure] = trace = Trace(module, training, structure)
+            plan.traces[training, structure] = trace = Trace(module, training, structure, recompute)
     vars(module)["_fused_for_training"] = plan
     return trace
 
