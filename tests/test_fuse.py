@@ -492,6 +492,8 @@ def test_networks_of_torchvision_and_timm(name, torchvision):
     assert sum(parts != ["excitation"] for parts in report.fused.values()) == normalizations
     assert (["excitation"] in report.fused.values()) == (name in WITH_EXCITATION)
     assert report.left == {}
+    if name in ("resnet18", "timm resnet26d"):
+        assert report.fused["layer2.0.bn2" if name == "resnet18" else "layer2.0.bn3"] == ["addition", "relu"]
     x = normals((2, 3, 32, 32))
     for ours, torchs in zip(step(fused, x), step(model, x), strict=True):
         assert (ours - torchs).norm() <= 1e-9 * max(torchs.norm(), 1)
@@ -587,3 +589,224 @@ dist.destroy_process_group()
 @pytest.mark.system
 def test_two_processes_by_ddp_and_fsdp2(request):
     run_two_processes("-c", f"import sys; sys.path.insert(0, {str(request.path.parent)!r})\n{DISTRIBUTED}")
+
+
+# --------------------------------------------------------------------------------------------- forwards that are unusual
+
+
+def gate_of(module, x, mean):
+    return torch.sigmoid(module.fc(mean(x)))
+
+
+class WithLayers(nn.Module):
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.bn, self.conv, self.fc = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.pool, self.function = nn.AdaptiveAvgPool2d(1), forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *args):
+        return self.function(self, *args)
+
+
+def residual_changes(module, x):
+    skip = 2 * x
+    y = module.bn(module.conv(x)) + skip
+    skip += module.conv(x)
+    return torch.relu(y), skip
+
+
+def residual_changes_by_a_view(module, x):
+    skip = 2 * x
+    row = skip[:, :, 0]
+    y = module.bn(module.conv(x)) + skip
+    row.mul_(3)
+    return torch.relu(y), skip
+
+
+def gated_after_a_change(module, x):
+    x = module.bn(x)
+    s = module.fc(module.pool(x))
+    x = x * 1
+    y = torch.sigmoid(module.fc(module.pool(x)))
+    x.mul_(2)
+    return x * y + s
+
+
+def mean_in_three_dimensions(module, x):
+    y = module.bn3(x)
+    return y * torch.sigmoid(y.mean((-2, -1), keepdim=True))
+
+
+class Mul(nn.Module):
+    def forward(self, a, b):
+        return a * b + a
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, 2 * x
+
+
+def of_a_pair(module, x):
+    h = module.pair(x)
+    if isinstance(h, tuple):
+        h = h[1]
+    return F.relu(module.bn(h))
+
+
+def iterated(module, x):
+    for block in module.blocks:
+        x = block(x)
+    return torch.relu(module.bn(x))
+
+
+FORWARDS = {
+    "residual": (residual_changes, {}),
+    "view of a residual": (residual_changes_by_a_view, {}),
+    "gate": (gated_after_a_change, {}),
+    "module named mul": (lambda m, x: m.mul(m.bn(x), gate_of(m, x, m.pool)), {"mul": Mul()}),
+    "pair": (of_a_pair, {"pair": Pair()}),
+    "iterated": (iterated, {"blocks": nn.ModuleList([nn.Conv2d(3, 3, 1)])}),
+    "iterated Sequential": (iterated, {"blocks": nn.Sequential(nn.Conv2d(3, 3, 1))}),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_results_of_unusual_forwards(name):
+    torch.manual_seed(0)
+    function, layers = FORWARDS[name]
+    model = WithLayers(function, **copy.deepcopy(layers)).double()
+    fused = copy.deepcopy(model)
+    convert(fused, fuse_training=True)
+    x = normals((4, 3, 5, 5))
+    assert_close(fused(x), model(x))
+    if "iterated" in name:
+        for each in (fused, model):
+            each.blocks.append(nn.Tanh())
+        assert_close(fused(x), model(x))
+        for each in (fused, model):
+            each.blocks = each.blocks[1:]
+        assert_close(fused(x), model(x))
+
+
+def test_means_of_volumes():
+    model = WithLayers(mean_in_three_dimensions, bn3=nn.BatchNorm3d(3)).double()
+    fused = copy.deepcopy(model)
+    convert(fused, fuse_training=True)
+    x = normals((2, 3, 4, 5, 6)).requires_grad_()
+    assert_close(fused(x), model(x))
+
+
+def test_modes_within_a_forward_have_their_effect():
+    def precise(module, x):
+        with torch.autocast("cpu", enabled=False):
+            x = module.conv(x.float())
+        return F.relu(module.bn(x))
+
+    def frozen(module, x):
+        with torch.no_grad():
+            x = module.conv(x)
+        return F.relu(module.bn(x))
+
+    def asks(module, x):
+        return module.bn(x) if torch.is_grad_enabled() else x
+
+    for function in (precise, frozen, asks):
+        for context in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
+            model = WithLayers(function)
+            with context:
+                report = convert(model, fuse_training=True)
+            assert report.fused == {}
+            assert "bn" in report.left
+
+
+def test_lists_and_children_are_as_if_it_had_not_been_traced():
+    def collects(module, x):
+        module.losses.append(x.mean())
+        return F.relu(module.bn(x))
+
+    def collects_in_argument(module, x, found):
+        y = F.relu(module.bn(x))
+        found.append(y)
+        return y
+
+    def caches(module, x):
+        module.conv.cache = module.conv(x)
+        return F.relu(module.bn(module.conv.cache))
+
+    for function in (collects, caches):
+        model = WithLayers(function)
+        model.losses = []
+        assert "bn" in convert(model, fuse_training=True).left
+        assert model.losses == []
+        assert not hasattr(model.conv, "cache")
+    model = WithLayers(collects_in_argument)
+    convert(model, fuse_training=True)
+    found = []
+    y = model(normals((2, 3, 4, 4)).float(), found)
+    assert found[0] is y
+
+
+def test_the_mode_of_a_child_is_read_at_each_call():
+    def dropped(module, x):
+        return F.dropout(torch.relu(module.bn(x)), 0.5, module.conv.training)
+
+    model = WithLayers(dropped).eval()
+    assert "depends on modes" in convert(model, fuse_training=True).left["bn"]
+    assert (model.train()(torch.ones(2, 3, 9, 9)) == 0).any()
+
+
+def test_additions_in_place_keep_the_dtype():
+    def adds(module, x):
+        y = module.bn(module.conv(x))
+        y += x
+        return y
+
+    for forward in (adds, lambda module, x: module.bn(module.conv(x)).add_(x)):
+        model = WithLayers(forward)
+        fused = copy.deepcopy(model)
+        assert convert(fused, fuse_training=True).fused == {"bn": ["addition"]}
+        x = normals((2, 3, 4, 4)).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, torchs = fused(x), model(x)
+        assert ours.dtype == torchs.dtype == torch.bfloat16
+
+
+def test_what_is_changed_afterwards():
+    """Tensors that torch does not keep for backward may change."""
+
+    def activates(module, x):
+        skip = module.conv(x)
+        return module.bn(x) + skip, torch.relu_(skip)
+
+    def scales(module, x):
+        return F.leaky_relu(module.bn(x) + x, 0.1).mul_(2)
+
+    for function in (activates, scales):
+        model = WithLayers(function).double()
+        fused = copy.deepcopy(model)
+        convert(fused, fuse_training=True)
+        x = normals((2, 3, 4, 4)).requires_grad_()
+        found = []
+        for each in (fused, model):
+            y = each(x)
+            y = sum(y) if isinstance(y, tuple) else y
+            found.append(torch.autograd.grad(y.square().sum(), (x, *each.bn.parameters())))
+        assert_close(found[0], found[1])
+
+
+def test_classes_that_copy_themselves_are_left():
+    class Own(WithLayers):
+        def __reduce__(self):
+            return Own, (self.function,)
+
+    class Final(WithLayers):
+        def __init_subclass__(cls):
+            raise TypeError("no subclasses")
+
+    for cls, reason in ((Own, "Own has its own __reduce__"), (Final, "Final has no subclass: no subclasses")):
+        model = cls(lambda module, x: torch.relu(module.bn(x)))
+        assert convert(model, fuse_training=True).left == {"bn": reason}
+        assert type(model) is cls

@@ -151,3 +151,10 @@ def test_the_operator_checks_its_tensors():
             ops.channel_products(x, other)
     with pytest.raises(RuntimeError, match="expected input not to be empty"):
         ops.channel_products(x[:0], x[:0])
+
+
+def test_many_images_of_many_channels_fit_into_the_working_memory():
+    a = torch.ones(16_400, 512, 1, 1).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ops.channel_products(a, a), a)
+    with pytest.raises(RuntimeError, match="expected at most 65536 channels, but got size"):
+        ops.channel_products(torch.ones(1, 65_537), torch.ones(1, 65_537))

@@ -69,12 +69,18 @@ def normalize(
     residual: Tensor | None = None,
     activation: nn.Module | tuple[str, float] = ("none", 0),
     recompute: bool = False,
+    in_place: bool = False,
 ) -> Tensor:
-    """activation(layer(input) + residual). One function, if the layers are torch's own, and nobody observes them."""
+    """activation(layer(input) + residual). One function, if the layers are torch's own, and nobody observes them.
+
+    `in_place`: the addition does not change the size or the dtype of the normalization's result.
+    """
     if isinstance(activation, tuple):
         known: tuple[str, float] | None = activation
     else:
         known = activation_of_layer(activation) if is_plain(activation) else None
+    if in_place and residual is not None and (residual.dtype, residual.shape) != (input.dtype, input.shape):
+        known = None
     if known is not None and not has_global_hooks():
         if type(layer) in BATCH_NORMS and is_plain(layer):
             return batch_norm_layer(layer, input, residual, *known, recompute)
@@ -82,7 +88,9 @@ def normalize(
         if inner is not None and (inner[0] == "none" or (residual is None and known[0] == "none")):
             return batch_norm_layer(layer, input, residual, *(known if inner[0] == "none" else inner), recompute)
     z = layer(input)
-    if residual is not None:
+    if residual is not None and in_place:
+        z += residual
+    elif residual is not None:
         z = z + residual
     return apply(activation[0], z, activation[1]) if isinstance(activation, tuple) else activation(z)
 
@@ -141,6 +149,7 @@ def is_plain(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
+        or module._compiled_call_impl is not None  # module.compile()
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.functional import adaptive_avg_pool2d
 
 from torchconv._ops.fake import FLOATS
 from torchconv._ops.recompute import computed_again, kept_instead_of
@@ -17,21 +18,27 @@ from torchconv.normalization import is_compiling, is_dense, is_plain_tensor, is_
 
 
 class Link:
-    """From the multiplication to the mean, whose backward comes later: the gate by which it multiplies the gradient.
+    """Carries the gate from Excite.backward to Squeeze.backward, which runs later.
 
-    Without a gate, the gradient that reaches the mean is multiplied already.
+    Excite passes its gradient on as it is, and leaves the gate here; Squeeze multiplies and adds in one pass. If `gate`
+    is None, Excite has multiplied already.
     """
 
     gate: Tensor | None = None
 
 
-def squeeze(pool: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor, Link | None]:
-    """The mean of each channel of each image, [N, C, 1, 1], by a layer or not; and, for `excite`, x again and a link.
+def squeeze(pool: nn.Module | tuple[int, int] | None, x: Tensor) -> tuple[Tensor, Tensor, Link | None]:
+    """The mean of each channel of each image, [N, C, 1, 1]; and, for `excite`, x again and a link.
+
+    pool: the layer that takes it, or the dimensions of Tensor.mean, or None for F.adaptive_avg_pool2d.
 
     Only `excite` may use that x: its gradient is multiplied by the gate later, in the backward of the mean.
     """
-    if not is_fused(x) or (pool is not None and (has_global_hooks() or not is_plain(pool))):
-        return x.mean((2, 3), keepdim=True) if pool is None else pool(x), x, None
+    layer = pool if isinstance(pool, nn.Module) else None
+    if not is_fused(x) or (layer is not None and (has_global_hooks() or not is_plain(layer))):
+        if isinstance(pool, nn.Module):
+            return pool(x), x, None
+        return (adaptive_avg_pool2d(x, 1) if pool is None else x.mean(pool, keepdim=True)), x, None
     link = Link()
     mean, same = squeeze_function(x, link)
     return mean, same, link
@@ -86,7 +93,7 @@ class Excite(Function):
         if torch.is_grad_enabled():
             ctx.link.gate = None
             return None, dz * gate, (dz * x).sum((2, 3), keepdim=True) if needs_gate else None, None
-        ctx.link.gate = gate
+        ctx.link.gate = gate.detach()
         return None, dz, ops.channel_products(like(dz, x), x) if needs_gate else None, None
 
 

@@ -72,7 +72,8 @@ def batch_norm(
         y = torch.nn.functional.batch_norm(input, *per_channel, training, momentum, eps)
         return apply(name, y if residual is None else y + residual, negative_slope)
     after = "none"
-    if residual is not None and name in OF_INPUT:  # backward would need the sum
+    if residual is not None and name not in ("none", "relu", "sigmoid", "tanh"):
+        # backward would need the sum, or z, which torch's does not keep and others may change
         name, after = after, name
     statistics = (None, None) if training else (running_mean, running_var)
     z, mean, variance = batch_norm_function(
@@ -156,7 +157,7 @@ class BatchNorm(Function):
             x, weight, bias, added, running_mean, running_var, eps, activation, slope
         )
         keeps_z = residual is not None and activation != "none"
-        ctx.save_for_backward(x, weight, bias, residual, mean, rstd, variance, z if keeps_z else None)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, variance, z if keeps_z else None)
         ctx.rest = running_var is None, eps, activation, slope
         ctx.recomputable = recompute and residual is None and not has_saved_tensors_hooks()
         ctx.mark_non_differentiable(mean, variance)
@@ -166,7 +167,7 @@ class BatchNorm(Function):
     def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return (*differentiable_backward(ctx, dz), *[None] * 6)
-        x, weight, bias, _, mean, rstd, _, z = ctx.saved_tensors
+        x, weight, bias, mean, rstd, _, z = ctx.saved_tensors
         training, _, activation, slope = ctx.rest
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         dz = like(dz, x)
@@ -192,33 +193,39 @@ def in_dtype(gradient: Tensor, operand: Tensor) -> Tensor:
 
 def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     """The gradients of x, weight, bias and residual, as functions of them and of dz that can be differentiated."""
+    *operands, mean, rstd, variance, z = ctx.saved_tensors
+    training, eps, activation, slope = ctx.rest
+    if z is not None:  # then its activation's derivative is a function of it
+        dz = ACTIVATIONS[activation].backward(dz, z, slope)
+        activation = "none"
     # Views stand for the operands, since one of these may be a function of another.
-    views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:4]]
-    z = differentiable((*views, *ctx.saved_tensors[4:]), ctx.rest)
+    views = [None if tensor is None else tensor.view_as(tensor) for tensor in operands]
+    y = differentiable((*views, mean, rstd, variance, None), (training, eps, activation, slope))
     needed = ctx.needs_input_grad[:4]
-    wanted: list[Any] = [tensor for tensor, need in zip(views, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(z, wanted, dz, create_graph=True))
-    return [next(gradients) if need else None for need in needed]
+    wanted: list[Any] = [tensor for tensor, need in zip(views, needed, strict=False) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dz, create_graph=True) if wanted else ())
+    found: list[Tensor | None] = [next(gradients) if need else None for need in needed[:3]]
+    return [*found, dz if needed[3] else None]
 
 
 def differentiable(saved: tuple[Any, ...], rest: Any) -> Tensor:
-    """z, by torch's functions."""
-    x, weight, bias, residual, mean, _, variance, _ = saved
+    """z without a residual, by torch's functions."""
+    x, weight, bias, mean, _, variance, _ = saved
     training, eps, activation, slope = rest
     scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
     if training:
         mean = variance = None
     y = torch.nn.functional.batch_norm(x, mean, variance, scale, shift, training, 0.0, eps)
-    return apply(activation, y if residual is None else y + residual, slope)
+    return apply(activation, y, slope)
 
 
 def computed_again(saved: tuple[Any, ...], rest: Any) -> Tensor:
     """z, with the bits that it had; or as a function that can be differentiated."""
     if torch.is_grad_enabled():
         return differentiable(saved, rest)
-    x, weight, bias, _, mean, rstd, *_ = saved
+    x, weight, bias, mean, rstd, *_ = saved
     _, _, activation, slope = rest
     return ops.batch_norm_apply(x, weight, bias, mean, rstd, activation, slope)  # type: ignore[no-any-return]
 
 
-COMPUTATIONS[BatchNorm._backward_cls] = computed_again  # type: ignore[attr-defined]
+COMPUTATIONS[BatchNorm._backward_cls] = computed_again

@@ -117,10 +117,15 @@ Tensor empty_like(const Tensor& x) {
 
 Tensor empty_channels(const Tensor& x) { return empty({x.size(1)}, {1}, type_of_channels(x)); }
 
+constexpr int64_t max_channels = 1 << 16;  // what is computed for each channel stays in the working memory
+
 BatchNormShape check_input(const Tensor& x, const std::string& activation, double slope) {
   const Dtype dtype = check_operands("Input", x, "input", x);
   if (x.is_cuda()) throw std::runtime_error("expected the input to be on the cpu");
   if (x.numel() == 0) throw std::runtime_error("expected input not to be empty, but got size " + sizes_of(x));
+  if (x.dim() > 1 && x.size(1) > max_channels)
+    throw std::runtime_error("expected at most " + std::to_string(max_channels) + " channels, but got size " +
+                             sizes_of(x));
   return shape_of(x, dtype, activation, slope);
 }
 

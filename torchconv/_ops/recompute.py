@@ -23,7 +23,7 @@ COMPUTATIONS: dict[type, Computation] = {}
 
 
 def kept_instead_of(tensor: Tensor) -> tuple[tuple[Any, ...], Any]:
-    """The tensors to save for backward, and what `computed_again` needs besides them: None if it is the tensor itself."""
+    """The tensors to save for backward, and what else `computed_again` needs; None if it is the tensor itself."""
     node = tensor.grad_fn
     computation = COMPUTATIONS.get(type(node))
     if computation is None or tensor._version != 0 or tensor.output_nr != 0 or has_saved_tensors_hooks():

@@ -13,14 +13,14 @@ import inspect
 import operator
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from torchconv import _torch_private
-from torchconv.activations import ACTIVATIONS, OF_INPUT
+from torchconv.activations import ACTIVATIONS, FUNCTIONS, OF_INPUT
 from torchconv.blocks import activation_inside, is_batch_norm, is_plain, normalize
 from torchconv.gate import excite, squeeze
 from torchconv.models.fold import activation_of
@@ -32,6 +32,7 @@ from torchconv.models.trace import (
     graph_of,
     is_sequential,
     original_class,
+    parents_of,
 )
 
 KNOWN = {**ACTIVATIONS, **OF_INPUT}
@@ -50,20 +51,24 @@ class Trace:
 
     def __init__(self, module: nn.Module, training: bool, structure: Structure, recompute: bool) -> None:
         graph, self.inlined = graph_of(module, training, structure)
-        chains = list(fuse_chains(module, graph, recompute))
+        calls = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        targets = [str(node.target) for node in calls]
+        chains = fuse_chains(module, graph, recompute)
         self.gates = fuse_gates(module, graph)
         self.chains = {str(chain.norm.target): chain.parts for chain in chains}
         self.left_out = [name for chain in chains for name in chain.identities]
-        self.condition = condition(module, self.inlined, self.left_out)
+        self.parents = parents_of(module, [*targets, *self.left_out])
+        self.condition = condition(module, self.inlined, self.left_out, self.parents)
         self.function = compiled(graph) if chains or self.gates else None
 
     def holds(self, module: nn.Module) -> bool:
-        return bool(condition(module, self.inlined, self.left_out) == self.condition)
+        return bool(condition(module, self.inlined, self.left_out, self.parents) == self.condition)
 
 
 # -------------------------------------------------------------------------------------------------------------- chains
 
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+IN_PLACE_ADDITIONS = (operator.iadd, "add_")
+ADDITIONS = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
 
 
 class Chain(NamedTuple):
@@ -73,62 +78,132 @@ class Chain(NamedTuple):
     last: fx.Node
     residual: fx.Node | None
     activation: tuple[str, float] | None
+    in_place: bool  # the addition: it has the dtype and the size of the normalization
     parts: list[str]  # the names of what is fused with it
     identities: list[str]  # the names of the torch.nn.Identity that are left out
 
 
-def fuse_chains(module: nn.Module, graph: fx.Graph, recompute: bool) -> Iterator[Chain]:
-    """Replace the chains of a graph; yields them."""
+def fuse_chains(module: nn.Module, graph: fx.Graph, recompute: bool) -> list[Chain]:
+    """Replace the chains of a graph; returns them."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    for node in reversed(list(graph.nodes)):  # of two normalizations that are added, the last one does it
+    memory = shared_memory(module, graph)
+    chains: list[Chain] = []
+    taken: set[Any] = set()
+    # In relu(bn1(a) + bn2(b)), the last one adds: the other's result exists by then.
+    for node in reversed(graph.nodes):
         layer = submodule(module, node)
-        if layer is not None and is_batch_norm(layer) and len(node.args) == 1 and not node.kwargs:
-            chain = longest_chain(module, node)
-            if calls[node.target] > 1 or reads_between(chain):
-                chain = Chain(node, node, None, None, [], [])
-            replace(graph, chain, recompute)
-            yield chain
+        if layer is None or not is_batch_norm(layer) or len(node.args) != 1 or node.kwargs:
+            continue
+        chain = longest_chain(module, node, taken)
+        own = [node, chain.last, *chain.last.all_input_nodes]
+        read = [node.all_input_nodes[0], *([] if chain.residual is None else [chain.residual])]
+        if calls[node.target] > 1 or is_written(module, memory, node, chain.last, read, own):
+            chain = Chain(node, node, None, None, False, [], [])
+        chains.append(chain)
+        if chain.last is not node:
+            taken |= {chain.last, *chain.last.all_input_nodes} - {chain.residual}
+    made: dict[Any, fx.Node] = {}  # in place of the last node of each chain
+    for chain in chains:
+        made[chain.last] = replace(graph, chain, made.get(chain.residual, chain.residual), recompute)
+    return chains
 
 
-def longest_chain(module: nn.Module, norm: fx.Node) -> Chain:
+def longest_chain(module: nn.Module, norm: fx.Node, taken: set[Any]) -> Chain:
     inside = activation_inside(module.get_submodule(str(norm.target)))
     if inside is not None and inside[0] != "none":
-        return Chain(norm, norm, None, None, [inside[0]], [])
+        return Chain(norm, norm, None, None, False, [inside[0]], [])
     residual = activation = None
+    in_place = False
     parts = []
     last, identities = after_identities(module, norm)
     following = only_user(last)
-    if following is not None and (added := added_to(last, following)) is not None:
+    if following is not None and following not in taken and (added := added_to(last, following)) is not None:
         residual, last = added, following
+        in_place = following.target in IN_PLACE_ADDITIONS
         parts.append("addition")
     following = only_user(last)
     known = activation_of(module, following, KNOWN) if following is not None else None
     if following is not None and known is not None and following.all_input_nodes == [last]:
         last, activation = following, known
         parts.append(known[0])
-    return Chain(norm, last, residual, activation, parts, identities)
+    return Chain(norm, last, residual, activation, in_place, parts, identities)
 
 
-def reads_between(chain: Chain) -> bool:
-    """Whether the input of the normalization is read, and perhaps changed, between its first and its last node."""
-    reads = [user for user in chain.norm.all_input_nodes[0].users if user is not chain.norm]
-    return any(chain.norm < user < chain.last for user in reads)
+#: Functions and methods whose result is new memory.
+NEW = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.cat),
+    *(torch.sigmoid, torch.tanh, torch.relu, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d),
+    *("add", "sub", "mul", "mean", "sum", "sigmoid", "tanh", "relu", "softmax"),
+}
+#: The modules of torch.nn whose classes have results in new memory, unless they have an attribute `inplace`.
+NEW_LAYERS = tuple(
+    f"torch.nn.modules.{name}" for name in ("conv", "linear", "batchnorm", "pooling", "activation", "instancenorm")
+)
 
 
-def replace(graph: fx.Graph, chain: Chain, recompute: bool) -> None:
+def is_in_place(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a call may write to an argument."""
+    layer = submodule(module, node)
+    if layer is not None:
+        return bool(getattr(layer, "inplace", not type(layer).__module__.startswith(("torch.nn.", "torchconv."))))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
+    if node.op not in ("call_function", "call_method") or name == "getattr":
+        return False
+    in_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i") and name not in IS_NEW
+    options = (*node.args, *node.kwargs.values())
+    return in_operator or name.endswith("_") or "out" in node.kwargs or any(value is True for value in options[1:])
+
+
+IS_NEW = ("index", "indexOf", "invert", "inv", "is_", "is_not")  # of operator's functions that begin like in-place ones
+
+
+def shared_memory(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """For each node, those whose results may share memory with its result: all but results in new memory."""
+    groups: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        layer = submodule(module, node)
+        is_new = (node.target in NEW and node.op != "call_module") or node.target in FUNCTIONS
+        if layer is not None:
+            is_new = type(layer).__module__.startswith((*NEW_LAYERS, "torchconv.layers")) or is_batch_norm(layer)
+        group = {node}
+        if not is_new or is_in_place(module, node):
+            group = group.union(*(groups[before] for before in node.all_input_nodes))
+        for member in group:
+            groups[member] = group
+    return groups
+
+
+def is_written(
+    module: nn.Module, memory: Any, first: fx.Node, last: fx.Node, read: list[fx.Node], own: list[fx.Node]
+) -> bool:
+    """Whether a call between two nodes, other than `own`, may write to what a node reads."""
+    node = first.next
+    while node is not last and first is not last:
+        if node not in own and is_in_place(module, node):
+            written = set().union(*(memory[before] for before in node.all_input_nodes))
+            if any(tensor in written for tensor in read):
+                return True
+        node = node.next
+    return False
+
+
+def replace(graph: fx.Graph, chain: Chain, residual: fx.Node | None, recompute: bool) -> fx.Node:
+    """Put a call of torchconv.blocks.normalize in place of a chain."""
     activation: Any = chain.activation or ("none", 0.0)
     node = chain.last
+    own = [node]
+    while own[-1] is not chain.norm:
+        own.append(next(other for other in own[-1].all_input_nodes if other not in (residual, chain.residual)))
     with graph.inserting_before(node):
         layer = graph.create_node("get_attr", str(chain.norm.target))
         if chain.activation is not None and node.op == "call_module":
             activation = graph.create_node("get_attr", str(node.target))
-        arguments = layer, chain.norm.args[0], chain.residual, activation, recompute
-        node.replace_all_uses_with(graph.create_node("call_function", normalize, arguments))
-    while node is not chain.norm:
-        before = next(other for other in node.all_input_nodes if other is not chain.residual)
+        arguments = layer, chain.norm.args[0], residual, activation, recompute, chain.in_place
+        fused = graph.create_node("call_function", normalize, arguments)
+    node.replace_all_uses_with(fused)
+    for node in own:
         graph.erase_node(node)
-        node = before
-    graph.erase_node(node)
+    return fused
 
 
 def submodule(module: nn.Module, node: fx.Node) -> Any:
@@ -152,11 +227,11 @@ def after_identities(module: nn.Module, node: fx.Node) -> tuple[fx.Node, list[st
 
 
 def added_to(node: fx.Node, addition: fx.Node) -> fx.Node | None:
-    """What a node adds to another one, if it is an addition that may become one of the two's sum in new memory."""
+    """The other operand of `addition`, if it adds something to `node` and may be computed out of place; else None."""
     if addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2 or addition.op == "call_module":
         return None
     a, b = addition.args
-    in_place = addition.target in (operator.iadd, "add_")
+    in_place = addition.target in IN_PLACE_ADDITIONS
     if a is node and isinstance(b, fx.Node) and b is not node:
         return b
     return a if b is node and isinstance(a, fx.Node) and a is not node and not in_place else None
@@ -168,13 +243,16 @@ PRODUCTS = (operator.mul, torch.mul, "mul")
 def fuse_gates(module: nn.Module, graph: fx.Graph) -> int:
     """Replace each x * gate, of which gate is a function of the means of x, by torchconv.gate; returns their number."""
     count = 0
+    memory = shared_memory(module, graph)
     for node in list(graph.nodes):
-        if node.target not in PRODUCTS or node.kwargs or len(node.all_input_nodes) != 2 or len(node.args) != 2:
+        if node.op == "call_module" or node.target not in PRODUCTS or node.kwargs:
+            continue
+        if len(node.all_input_nodes) != 2 or len(node.args) != 2:
             continue
         for x, gate in (node.args, node.args[::-1]):
             means = [user for user in x.users if is_mean(module, user)]
             mean = next((mean for mean in means if depends_on(gate, mean)), None)
-            if mean is not None:
+            if mean is not None and not is_written(module, memory, mean, node, [x], []):
                 replace_gate(graph, mean, x, gate, node)
                 count += 1
                 break
@@ -182,13 +260,15 @@ def fuse_gates(module: nn.Module, graph: fx.Graph) -> int:
 
 
 def is_mean(module: nn.Module, node: fx.Node) -> bool:
-    """Whether it is the mean of each channel of each image, [N, C, 1, 1]."""
+    """Whether it is the mean over the last two dimensions, which are kept with a size of 1."""
     layer = submodule(module, node)
     if layer is not None:
         return type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)) and len(node.args) == 1
-    if node.target in (nn.functional.adaptive_avg_pool2d,):
-        return node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
-    return node.target == "mean" and node.args[1:] in (((2, 3),), ((-2, -1),)) and node.kwargs == {"keepdim": True}
+    if node.op == "call_function":
+        pool = node.target is nn.functional.adaptive_avg_pool2d
+        return pool and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+    is_method = node.op == "call_method" and node.target == "mean"
+    return is_method and node.args[1:] in (((2, 3),), ((-2, -1),)) and node.kwargs == {"keepdim": True}
 
 
 def depends_on(node: fx.Node, other: fx.Node) -> bool:
@@ -203,7 +283,11 @@ def depends_on(node: fx.Node, other: fx.Node) -> bool:
 
 def replace_gate(graph: fx.Graph, mean: fx.Node, x: fx.Node, gate: fx.Node, product: fx.Node) -> None:
     with graph.inserting_before(mean):
-        pool = graph.create_node("get_attr", str(mean.target)) if mean.op == "call_module" else None
+        pool: Any = None
+        if mean.op == "call_module":
+            pool = graph.create_node("get_attr", str(mean.target))
+        elif mean.op == "call_method":
+            pool = mean.args[1]
         all_of_it = graph.create_node("call_function", squeeze, (pool, x))
         values, same, link = (graph.create_node("call_function", operator.getitem, (all_of_it, i)) for i in range(3))
     mean.replace_all_uses_with(values)
@@ -224,7 +308,7 @@ def compiled(graph: fx.Graph) -> Callable[..., Any]:
 
 # ------------------------------------------------------------------------------------------------------------- modules
 
-MOST_TRACES = 8  # of a module: for its modes and arguments
+MOST_TRACES = 8  # of a module, for one mode and kind of arguments; and the most of these
 
 
 class Plan:
@@ -233,7 +317,7 @@ class Plan:
     def __init__(self, recompute: bool) -> None:
         self.recompute = recompute
         self.traces: dict[Any, Trace | None] = {}
-        self.attempts = 0
+        self.attempts: Counter[Any] = Counter()
 
     def __reduce__(self) -> Any:
         return Plan, (self.recompute,)
@@ -245,16 +329,20 @@ class Plan:
         """The trace for such a call, made if need be; None if there is none."""
         key = training, structure
         found = self.traces.get(key)
-        if (found is None and key in self.traces) or (found is not None and found.holds(module)):
+        if found is not None and found.holds(module):
             return found
         with tracing:
-            self.attempts += 1
-            try:
-                found = Trace(module, *key, self.recompute) if self.attempts <= MOST_TRACES else None
-                self.traces[key] = found
-            except Exception:  # whatever it was, the module's own forward will do
-                self.traces[key] = None
-        return self.traces[key]
+            found = self.traces.get(key)  # another thread may have made it
+            if found is not None and found.holds(module):
+                return found
+            if self.attempts[key] < MOST_TRACES and len(self.attempts) <= MOST_TRACES:
+                self.attempts[key] += 1
+                try:
+                    self.traces[key] = found = Trace(module, *key, self.recompute)
+                    return found
+                except Exception:  # whatever it was, the module's own forward will do
+                    self.attempts[key] = MOST_TRACES
+        return None
 
 
 def structure_of(args: tuple[Any, ...]) -> tuple[Structure, list[Any]] | None:
@@ -273,7 +361,7 @@ def structure_of(args: tuple[Any, ...]) -> tuple[Structure, list[Any]] | None:
 
 
 def is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, fx.Proxy)
+    return not issubclass(type(value), fx.Proxy) and isinstance(value, Tensor)
 
 
 def fused_class(cls: Any) -> Any:
@@ -286,7 +374,7 @@ def made_for(cls: Any) -> Any:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = None if torch.compiler.is_compiling() else vars(self).get("_fused_for_training")
-        if plan is not None and not kwargs:
+        if plan is not None and not kwargs and not _torch_private.has_global_hooks():
             call = structure_of(args)
             trace = plan.trace(self, self.training, call[0]) if call is not None else None
             if call is not None and trace is not None and trace.function is not None:
@@ -365,8 +453,15 @@ def may_have_gate(module: nn.Module) -> bool:
 
 def fuse_module(module: nn.Module, recompute: bool) -> Trace:
     """Trace a module in both modes, for tensors as its arguments; the trace for training."""
+    cls: Any = original_class(type(module))
     if "forward" in vars(module):
-        raise UntraceableError(f"the forward of a {type(module).__name__} has been replaced")
+        raise UntraceableError(f"the forward of a {cls.__name__} has been replaced")
+    if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:
+        raise UntraceableError(f"{cls.__name__} has its own __reduce__")
+    try:
+        fused_class(cls)
+    except Exception as error:  # of its __init_subclass__, or its metaclass
+        raise UntraceableError(f"{cls.__name__} has no subclass: {error}") from None
     parameters = inspect.signature(forward_of(module)).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]

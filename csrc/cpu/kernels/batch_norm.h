@@ -218,7 +218,7 @@ void grad_input(const BatchNormShape& shape, const S* dz, const S* x, const Batc
 template <class S>
 void channel_products(const BatchNormShape& shape, const S* a, const S* b, S* sums) {
   constexpr int L = lanes<S>;
-  constexpr int64_t part_elements = 1 << 16;
+  constexpr int64_t part_elements = 1 << 16, max_bytes = 8 << 20;
   using T = Acc<S>;
   const int64_t C = shape.C, P = shape.P;
   if (!shape.channels_last) {
@@ -235,6 +235,15 @@ void channel_products(const BatchNormShape& shape, const S* a, const S* b, S* su
     return;
   }
   const int64_t parts = std::clamp<int64_t>(P * C / part_elements, 1, std::min<int64_t>(P, 64));
+  const int64_t images = std::max<int64_t>(1, max_bytes / (parts * C * int64_t(sizeof(T))));  // at a time
+  if (shape.N > images) {
+    BatchNormShape some = shape;
+    for (int64_t n = 0; n < shape.N; n += images) {
+      some.N = std::min(images, shape.N - n);
+      channel_products(some, a + n * P * C, b + n * P * C, sums + n * C);
+    }
+    return;
+  }
   Scratch scratch;
   T* of_parts = scratch.take<T>(shape.N * parts * C);  // [image][part][channel]
   parallel_for(shape.N * parts, operations_per_element * P * C / double(parts), [&](int64_t task) {
