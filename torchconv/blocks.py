@@ -41,7 +41,7 @@ class ConvBatchNorm2d(nn.Module):
         activation: str | None = None,
         *,
         negative_slope: float = 0.01,
-        recompute: bool = True,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         for name, layer in (("conv", conv), ("bn", bn)):

@@ -99,7 +99,7 @@ def convert(
     fold_activation: bool = False,
     fold_batchnorm: bool = False,
     fuse_training: bool = False,
-    recompute: bool = True,
+    recompute: bool = False,
 ) -> Report:
     """Make every torch.nn.Conv2d, Conv1d and ConvTranspose2d inside the model torchconv's; results change by rounding.
 
@@ -124,10 +124,9 @@ def convert(
         fuse_training: for training: each BatchNorm1d, 2d or 3d, an addition and an activation that alone follow it
             become one function (torchconv.batch_norm), in place and in both modes, and squeeze-and-excitation gets a
             backward of its own. The modules that call them get another forward; parameters, layers, names, state_dicts,
-            copies and pickles stay as they are. A layer that gets hooks, another class or another setting later is then
-            called as it is.
+            copies and pickles stay as they are. A layer that gets hooks or another class later is then called as it is.
         recompute: with fuse_training: convolutions do not keep the results of batch normalization for backward, but
-            compute them again from its input, which is kept anyway.
+            compute them again from its input, which is kept anyway: half of the memory, or less, for some time.
 
     Returns:
         a Report.

@@ -1,10 +1,10 @@
 // grouped: depthwise convolutions and groups of few channels. See docs/kernels.md.
 //
 // Lanes are the output channels of as many groups as fit into a vector. For each input channel of a group, a pixel is a
-// vector in which every lane holds that channel of the lane's own group: a permutation of the pixel's channels. Usual
-// kernels permute in registers, as often as they load a pixel. For others there is one patch for each input channel of
-// a group, and taps and input channels are one list of offsets. All lanes do useful work, however few channels a group
-// has.
+// vector in which every lane holds that channel of the lane's own group: a permutation of the pixel's channels. For the
+// kernels in permuted_shapes, one patch holds the pixels as they are, and each load is followed by a permutation in a
+// register. For all others there is one patch for each input channel of a group, whose pixels are permuted already;
+// taps and channels are then one list of offsets. All lanes do useful work, however few channels a group has.
 
 namespace grouped {
 
