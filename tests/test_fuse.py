@@ -625,6 +625,11 @@ def residual_changes_by_a_view(module, x):
     return torch.relu(y), skip
 
 
+def residual_is_the_input_changed(module, x):
+    x = 1 * x
+    return torch.relu(module.bn(x) + x.mul_(2))
+
+
 def gated_after_a_change(module, x):
     x = module.bn(x)
     s = module.fc(module.pool(x))
@@ -665,6 +670,7 @@ def iterated(module, x):
 FORWARDS = {
     "residual": (residual_changes, {}),
     "view of a residual": (residual_changes_by_a_view, {}),
+    "residual that is the input, changed": (residual_is_the_input_changed, {}),
     "gate": (gated_after_a_change, {}),
     "module named mul": (lambda m, x: m.mul(m.bn(x), gate_of(m, x, m.pool)), {"mul": Mul()}),
     "pair": (of_a_pair, {"pair": Pair()}),

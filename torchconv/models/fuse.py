@@ -82,6 +82,13 @@ class Chain(NamedTuple):
     parts: list[str]  # the names of what is fused with it
     identities: list[str]  # the names of the torch.nn.Identity that are left out
 
+    def nodes(self) -> list[fx.Node]:
+        """From the last one to the normalization."""
+        found = [self.last]
+        while found[-1] is not self.norm:
+            found.append(next(other for other in found[-1].all_input_nodes if other is not self.residual))
+        return found
+
 
 def fuse_chains(module: nn.Module, graph: fx.Graph, recompute: bool) -> list[Chain]:
     """Replace the chains of a graph; returns them."""
@@ -95,16 +102,14 @@ def fuse_chains(module: nn.Module, graph: fx.Graph, recompute: bool) -> list[Cha
         if layer is None or not is_batch_norm(layer) or len(node.args) != 1 or node.kwargs:
             continue
         chain = longest_chain(module, node, taken)
-        own = [node, chain.last, *chain.last.all_input_nodes]
         read = [node.all_input_nodes[0], *([] if chain.residual is None else [chain.residual])]
-        if calls[node.target] > 1 or is_written(module, memory, node, chain.last, read, own):
+        if calls[node.target] > 1 or is_written(module, memory, node, chain.last, read, chain.nodes()):
             chain = Chain(node, node, None, None, False, [], [])
         chains.append(chain)
-        if chain.last is not node:
-            taken |= {chain.last, *chain.last.all_input_nodes} - {chain.residual}
+        taken.update(chain.nodes())
     made: dict[Any, fx.Node] = {}  # in place of the last node of each chain
-    for chain in chains:
-        made[chain.last] = replace(graph, chain, made.get(chain.residual, chain.residual), recompute)
+    for chain, nodes in [(chain, chain.nodes()) for chain in chains]:
+        made[chain.last] = replace(graph, chain, nodes, made.get(chain.residual, chain.residual), recompute)
     return chains
 
 
@@ -187,13 +192,10 @@ def is_written(
     return False
 
 
-def replace(graph: fx.Graph, chain: Chain, residual: fx.Node | None, recompute: bool) -> fx.Node:
-    """Put a call of torchconv.blocks.normalize in place of a chain."""
+def replace(graph: fx.Graph, chain: Chain, nodes: list[fx.Node], residual: fx.Node | None, recompute: bool) -> fx.Node:
+    """Put a call of torchconv.blocks.normalize in place of the nodes of a chain."""
     activation: Any = chain.activation or ("none", 0.0)
     node = chain.last
-    own = [node]
-    while own[-1] is not chain.norm:
-        own.append(next(other for other in own[-1].all_input_nodes if other not in (residual, chain.residual)))
     with graph.inserting_before(node):
         layer = graph.create_node("get_attr", str(chain.norm.target))
         if chain.activation is not None and node.op == "call_module":
@@ -201,7 +203,7 @@ def replace(graph: fx.Graph, chain: Chain, residual: fx.Node | None, recompute: 
         arguments = layer, chain.norm.args[0], residual, activation, recompute, chain.in_place
         fused = graph.create_node("call_function", normalize, arguments)
     node.replace_all_uses_with(fused)
-    for node in own:
+    for node in nodes:
         graph.erase_node(node)
     return fused
 
