@@ -300,6 +300,9 @@ def test_opcheck():
     z, mean, rstd, variance = ops.batch_norm(x, weight, bias, residual, None, None, 1e-5, "relu", 0.0)
     torch.library.opcheck(ops.batch_norm.default, (x, weight, bias, residual, None, None, 1e-5, "relu", 0.0))
     torch.library.opcheck(ops.batch_norm.default, (x, None, None, None, mean, variance, 1e-5, "none", 0.0))
+    for added in (residual, None):
+        torch.library.opcheck(ops.batch_norm_apply.default, (x, weight, bias, added, mean, rstd, "relu", 0.0))
+    assert torch.equal(ops.batch_norm_apply(x, weight, bias, residual, mean, rstd, "relu", 0.0), z)
     backward = ops.batch_norm_backward.default
     for saved, needed in ((z, True), (None, False)):
         torch.library.opcheck(backward, (residual, x, saved, weight, bias, mean, rstd, True, "relu", 0.0, needed))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._ops.fake import FLOATS, channel_dtype
-from torchconv._ops.recompute import COMPUTATIONS, has_saved_tensors_hooks
+from torchconv._ops.recompute import COMPUTATIONS, has_saved_tensors_hooks, is_kept
 from torchconv._ops.table import ops
 from torchconv._torch_private import functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS, OF_INPUT, apply, check_activation
@@ -55,8 +55,8 @@ def batch_norm(
         activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid" or "gelu"
             (by the error function).
         negative_slope: of "leaky_relu", not negative.
-        recompute: torchconv's convolutions of the result do not keep it for backward, but compute it again. Without a
-            residual that is before an activation.
+        recompute: torchconv's convolutions of the result do not keep it for backward, but compute it again. With a
+            residual, only if that is kept anyway: a result of batch_norm that a convolution has kept.
 
     Returns:
         activation((input - mean) / sqrt(variance + eps) * weight + bias + residual), of the size and dtype of input (of
@@ -156,10 +156,13 @@ class BatchNorm(Function):
         z, mean, rstd, variance = ops.batch_norm(
             x, weight, bias, added, running_mean, running_var, eps, activation, slope
         )
-        keeps_z = residual is not None and activation != "none"
-        ctx.save_for_backward(x, weight, bias, mean, rstd, variance, z if keeps_z else None)
         ctx.rest = running_var is None, eps, activation, slope
-        ctx.recomputable = recompute and residual is None and not has_saved_tensors_hooks()
+        ctx.recomputable = recompute and not has_saved_tensors_hooks() and (residual is None or is_kept(residual))
+        # The gradient before an activation of a sum is found from z.
+        keeps_z = residual is not None and activation != "none" and not ctx.recomputable
+        ctx.save_for_backward(
+            x, weight, bias, mean, rstd, variance, z if keeps_z else None, residual if ctx.recomputable else None
+        )
         ctx.mark_non_differentiable(mean, variance)
         return z, mean, variance
 
@@ -167,8 +170,10 @@ class BatchNorm(Function):
     def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             return (*differentiable_backward(ctx, dz), *[None] * 6)
-        x, weight, bias, mean, rstd, _, z = ctx.saved_tensors
+        x, weight, bias, mean, rstd, _, z, residual = saved = ctx.saved_tensors
         training, _, activation, slope = ctx.rest
+        if residual is not None and activation != "none":
+            z = computed_again(saved, ctx.rest)
         need_x, need_weight, need_bias, need_residual, *_ = ctx.needs_input_grad
         dz = like(dz, x)
         dx, dweight, dbias, g = ops.batch_norm_backward(
@@ -193,14 +198,16 @@ def in_dtype(gradient: Tensor, operand: Tensor) -> Tensor:
 
 def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
     """The gradients of x, weight, bias and residual, as functions of them and of dz that can be differentiated."""
-    *operands, mean, rstd, variance, z = ctx.saved_tensors
+    *operands, mean, rstd, variance, z, residual = saved = ctx.saved_tensors
     training, eps, activation, slope = ctx.rest
+    if residual is not None:
+        z = computed_again(saved, ctx.rest)
     if z is not None:  # then its activation's derivative is a function of it
         dz = ACTIVATIONS[activation].backward(dz, z, slope)
         activation = "none"
     # Views stand for the operands, since one of these may be a function of another.
     views = [None if tensor is None else tensor.view_as(tensor) for tensor in operands]
-    y = differentiable((*views, mean, rstd, variance, None), (training, eps, activation, slope))
+    y = differentiable((*views, mean, rstd, variance, None, None), (training, eps, activation, slope))
     needed = ctx.needs_input_grad[:4]
     wanted: list[Any] = [tensor for tensor, need in zip(views, needed, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dz, create_graph=True) if wanted else ())
@@ -209,23 +216,24 @@ def differentiable_backward(ctx: Any, dz: Tensor) -> list[Tensor | None]:
 
 
 def differentiable(saved: tuple[Any, ...], rest: Any) -> Tensor:
-    """z without a residual, by torch's functions."""
-    x, weight, bias, mean, _, variance, _ = saved
+    """z, by torch's functions."""
+    x, weight, bias, mean, _, variance, _, residual = saved
     training, eps, activation, slope = rest
     scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
     if training:
         mean = variance = None
     y = torch.nn.functional.batch_norm(x, mean, variance, scale, shift, training, 0.0, eps)
-    return apply(activation, y, slope)
+    return apply(activation, y if residual is None else y + residual, slope)
 
 
 def computed_again(saved: tuple[Any, ...], rest: Any) -> Tensor:
     """z, with the bits that it had; or as a function that can be differentiated."""
     if torch.is_grad_enabled():
         return differentiable(saved, rest)
-    x, weight, bias, mean, rstd, *_ = saved
+    x, weight, bias, mean, rstd, _, _, residual = saved
     _, _, activation, slope = rest
-    return ops.batch_norm_apply(x, weight, bias, mean, rstd, activation, slope)  # type: ignore[no-any-return]
+    added = None if residual is None else like(residual, x)
+    return ops.batch_norm_apply(x, weight, bias, added, mean, rstd, activation, slope)  # type: ignore[no-any-return]
 
 
 COMPUTATIONS[BatchNorm._backward_cls] = computed_again

@@ -188,16 +188,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const std::o
 
 // z once more, with the same bits.
 Tensor apply(const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-             const Tensor& mean, const Tensor& rstd, const std::string& activation, double slope) {
+             const std::optional<Tensor>& residual, const Tensor& mean, const Tensor& rstd,
+             const std::string& activation, double slope) {
   const BatchNormShape shape = check_input(x, activation, slope);
+  if (residual) check_like(x, "residual", *residual);
   Tensor z = empty_like(x);
   with_channel_type(x, [&](auto type) {
     using T = decltype(type);
     const std::vector<T> means = read_channels<T>(x, "mean", mean, 0), rstds = read_channels<T>(x, "rstd", rstd, 0);
     const std::vector<T> scale = scale_of(read_channels<T>(x, "weight", weight, 1), rstds.data());
     const std::vector<T> shift = read_channels<T>(x, "bias", bias, 0);
-    batch_norm_kernels().apply(shape, x.data_ptr(), {means.data(), scale.data(), shift.data()}, nullptr,
-                               z.mutable_data_ptr());
+    batch_norm_kernels().apply(shape, x.data_ptr(), {means.data(), scale.data(), shift.data()},
+                               residual ? residual->data_ptr() : nullptr, z.mutable_data_ptr());
   });
   return z;
 }
@@ -267,7 +269,7 @@ Tensor channel_products(const Tensor& a, const Tensor& b) {
 // batch_norm_backward: the gradients of x (empty unless it is needed), weight and bias, and that of the residual if z
 // is given, which there has to be with a residual and an activation; otherwise it is dz. `training`: whether mean and
 // variance were those of x.
-// batch_norm_apply: z, as batch_norm has computed it, without a residual.
+// batch_norm_apply: z, as batch_norm has computed it.
 // channel_products: [N, C, 1, ...], the sums of a * b over all pixels.
 STABLE_TORCH_LIBRARY_FRAGMENT(torchconv, library) {
   library.def(
@@ -277,8 +279,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchconv, library) {
       "batch_norm_backward(Tensor dz, Tensor x, Tensor? z, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, "
       "bool training, str activation, float slope, bool needs_input_gradient) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "batch_norm_apply(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str activation, float slope) "
-      "-> Tensor");
+      "batch_norm_apply(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor rstd, "
+      "str activation, float slope) -> Tensor");
   library.def("channel_products(Tensor a, Tensor b) -> Tensor");
 }
 

@@ -226,8 +226,9 @@ def batch_norm_backward(
 
 @torch.library.register_fake(ops.batch_norm_apply.default)
 def batch_norm_apply(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, activation: str, slope: float
-) -> Tensor:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, rstd: Tensor,
+    activation: str, slope: float,
+) -> Tensor:  # fmt: skip
     return torch.empty_like(x)
 
 

@@ -2,7 +2,8 @@
 
 A convolution keeps its input for the gradient of its weights. If that is a result of batch_norm, which keeps its own
 input anyway, the convolution keeps the operands of batch_norm instead: they are kept once for both of them, and the
-result is free as soon as nothing else holds it. An operand comes with its own graph, so that a result that is computed
+result is free as soon as nothing else holds it. A residual is one more operand, which somebody has to keep: of a chain
+of residual blocks, every second result is kept. An operand comes with its own graph, so that a result that is computed
 again is the same function of it, for derivatives of higher order, too.
 """
 
@@ -29,8 +30,16 @@ def kept_instead_of(tensor: Tensor) -> tuple[tuple[Any, ...], Any]:
     if computation is None or tensor._version != 0 or tensor.output_nr != 0 or has_saved_tensors_hooks():
         return (tensor,), None
     if not node.recomputable:  # type: ignore[union-attr]
+        node.is_kept = True  # type: ignore[union-attr]
         return (tensor,), None
     return node.saved_tensors, (computation, node.rest)  # type: ignore[union-attr]
+
+
+def is_kept(tensor: Tensor) -> bool:
+    """Whether it is such a result, and a convolution keeps it, as it cannot be computed again."""
+    node = tensor.grad_fn
+    unchanged = tensor._version == 0 and tensor.output_nr == 0
+    return type(node) in COMPUTATIONS and unchanged and getattr(node, "is_kept", False)
 
 
 def computed_again(saved: tuple[Any, ...], how: Any) -> Tensor:
