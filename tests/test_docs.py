@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 #: Modules whose public names are in torchconv.__all__.
-INTERNAL = {"activations", "distributed", "layers", "padding", "pooling", "registry"}
+INTERNAL = {"activations", "blocks", "distributed", "gate", "layers", "padding", "pooling", "registry"}
 
 
 def public_names(module: Path) -> list[str]:

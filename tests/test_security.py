@@ -256,6 +256,7 @@ ALLOWED = {
     ("models/explain.py", "savefig"): "Explanation.plot(path)",
     ("models/fold.py", "recompile"): "torch.fx writes the forward of the model that it has traced",
     ("models/fold.py", "GraphModule"): "the same",
+    ("models/fuse.py", "GraphModule"): "the same, for a part of a model",
 }
 
 

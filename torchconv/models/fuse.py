@@ -59,7 +59,7 @@ class Trace:
         self.left_out = [name for chain in chains for name in chain.identities]
         self.parents = parents_of(module, [*targets, *self.left_out])
         self.condition = condition(module, self.inlined, self.left_out, self.parents)
-        self.function = compiled(graph) if chains or self.gates else None
+        self.function = compiled(module, graph) if chains or self.gates else None
 
     def holds(self, module: nn.Module) -> bool:
         return bool(condition(module, self.inlined, self.left_out, self.parents) == self.condition)
@@ -300,11 +300,9 @@ def replace_gate(graph: fx.Graph, mean: fx.Node, x: fx.Node, gate: fx.Node, prod
     graph.erase_node(product)
 
 
-def compiled(graph: fx.Graph) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<torchconv: fused for training>", "exec"), namespace)
-    function: Callable[..., Any] = namespace["forward"]
+def compiled(module: nn.Module, graph: fx.Graph) -> Callable[..., Any]:
+    """The code that torch.fx makes of a graph, as a function of a module and the arguments of its forward."""
+    function: Callable[..., Any] = type(fx.GraphModule(module, graph)).forward
     return function
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import pickle
 import random
 import sys
 import threading
@@ -54,21 +53,7 @@ def in_place(operation: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
 
 
-for name in (
-    "add",
-    "sub",
-    "mul",
-    "matmul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+for name in "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split():  # noqa: SIM905
     setattr(Proxy, f"__i{name}__", in_place(getattr(operator, f"i{name}")))
 
 
@@ -266,12 +251,14 @@ def random_numbers_of_its_own() -> Iterator[Callable[[], bool]]:
     def states() -> tuple[Any, ...]:
         return random.getstate(), torch.get_rng_state(), numpy and numpy.random.get_state()
 
-    def comparable(states: tuple[Any, ...]) -> bytes:
-        return pickle.dumps((states[0], states[1].tolist(), states[2]))
+    def have_changed() -> bool:
+        python, torchs, numpys = states()
+        same = python == before[0] and torch.equal(torchs, before[1])
+        return not same or (numpy is not None and not all(map(numpy.array_equal, numpys, before[2])))
 
     before = states()
     try:
-        yield lambda: comparable(states()) != comparable(before)
+        yield have_changed
     finally:
         random.setstate(before[0])
         torch.set_rng_state(before[1])
