@@ -2,8 +2,8 @@
 
 A convolution keeps its input for the gradient of its weights. If that is a result of batch_norm, which keeps its own
 input anyway, the convolution keeps the operands of batch_norm instead: they are kept once for both of them, and the
-result is free as soon as nothing else holds it. A residual is one more operand, which somebody has to keep: of a chain
-of residual blocks, every second result is kept. An operand comes with its own graph, so that a result that is computed
+result is free as soon as nothing else holds it. A residual is one more operand, and must be kept as a tensor: of a
+chain of residual blocks, every second result is. An operand comes with its own graph, so that a result that is computed
 again is the same function of it, for derivatives of higher order, too.
 """
 

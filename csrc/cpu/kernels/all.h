@@ -46,6 +46,8 @@
 
 #include "../micro/depthwise.h"
 
+#include "grouped_patches.h"
+
 #include "grouped.h"
 
 #include "grouped_grad_weight.h"

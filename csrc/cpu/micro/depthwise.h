@@ -177,28 +177,27 @@ bool has_shape(const TapShape (&shapes)[n], int64_t taps, int64_t step) {
   return false;
 }
 
-// The tile functions for runs of `taps` taps and this step, or null if none are compiled.
-template <class S>
-const TileFunctions<S>* tile_functions(int64_t taps, int64_t step) {
+// The tile functions of one of `shapes`, for runs of `taps` taps and this step; null if it is none of them.
+template <class S, const auto& shapes, bool permuted>
+const TileFunctions<S>* find_tile_functions(int64_t taps, int64_t step) {
   const TileFunctions<S>* found = nullptr;
   if constexpr (has_shapes<S>)
-    unroll<std::size(tile_shapes)>([&](auto i) __attribute__((always_inline)) {
-      constexpr TapShape shape = tile_shapes[i];
-      if (taps == shape.taps && step == shape.step) found = tile_table<S, shape.taps, shape.step>();
+    unroll<std::size(shapes)>([&](auto i) __attribute__((always_inline)) {
+      constexpr TapShape shape = shapes[i];
+      if (taps == shape.taps && step == shape.step) found = tile_table<S, shape.taps, shape.step, permuted>();
     });
   return found;
 }
 
-// The same for permuted tiles, whose pixels are accumulators.
+template <class S>
+const TileFunctions<S>* tile_functions(int64_t taps, int64_t step) {
+  return find_tile_functions<S, tile_shapes, false>(taps, step);
+}
+
+// For permuted tiles, whose pixels are accumulators.
 template <class T>
 const TileFunctions<T>* permuted_tile_functions(int64_t taps, int64_t step) {
-  const TileFunctions<T>* found = nullptr;
-  if constexpr (has_shapes<T>)
-    unroll<std::size(permuted_shapes)>([&](auto i) __attribute__((always_inline)) {
-      constexpr TapShape shape = permuted_shapes[i];
-      if (taps == shape.taps && step == shape.step) found = tile_table<T, shape.taps, shape.step, true>();
-    });
-  return found;
+  return find_tile_functions<T, permuted_shapes, true>(taps, step);
 }
 
 // How a row of outputs is cut into tiles.
