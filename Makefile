@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test system slow test-all breakages fuzz kernels portable asan tsan gpu emulate docs lint format overhead bench models clean
+.PHONY: help demo test system slow test-all breakages fuzz kernels portable asan tsan amx gpu emulate docs lint format overhead bench models clean
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
@@ -57,10 +57,14 @@ portable: $(BIN)/.installed  ## the portable kernels without Python, under Addre
 
 asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under AddressSanitizer and UBSan
 	$(BIN)/python tests/native/run.py asan
-	$(BIN)/python tests/native/suite.py -m "not slow"
+	$(BIN)/python tests/native/suite.py asan -m "not slow"
 
 tsan: $(BIN)/.installed  ## the threads of the kernels under ThreadSanitizer
 	$(BIN)/python tests/native/run.py tsan
+
+amx: $(BIN)/.installed  ## the kernels for AMX, on emulated tiles: without Python, and some of the tests
+	$(BIN)/python tests/native/run.py amx
+	OMP_NUM_THREADS=1 $(BIN)/python tests/native/suite.py amx -k cpu.amx $(PARALLEL) tests/test_exact.py tests/test_layout.py tests/test_bits.py
 
 gpu: $(BIN)/.installed  ## the kernels for a GPU, on an emulated one
 	$(BIN)/python tests/native/run.py gpu

@@ -74,7 +74,7 @@ DEPTHWISE = Case("depthwise", (1, 32, 8, 8), (32, 1, 3, 3), padding=(1, 1, 1, 1)
 LINEAR = Case("linear", (1, 32, 2, 2), (32, 32, 2, 2))
 #: The rows of the widest instruction set that has float32, with those that extend it by some dtype.
 WIDEST_SET = next(row.split(".")[1] for row in FAST if supported(row, PLAIN, torch.float32))
-WIDEST = [row for row in FAST if row.split(".")[1].startswith(WIDEST_SET)]
+WIDEST = [row for row in FAST if row.split(".")[1].startswith((WIDEST_SET, "amx"))]
 #: Some rows read channels_last alone.
 ANY_STRIDES = [row for row in ROWS if any(supported(row, PLAIN, dtype, "strided") for dtype in DTYPES)]
 

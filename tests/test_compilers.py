@@ -1,5 +1,6 @@
 """The compilers of the extension, what is compiled again, and what the machine must have for an instruction set."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -80,13 +81,23 @@ def test_second_build_compiles_nothing(tmp_path):
     assert times[0] == times[1]
 
 
-LINUX_NAMES = {"avx512bf16": "avx512_bf16", "prfchw": "3dnowprefetch"}
+LINUX_NAMES = {
+    "avx512bf16": "avx512_bf16", "prfchw": "3dnowprefetch", "amx-tile": "amx_tile", "amx-bf16": "amx_bf16",
+}  # fmt: skip
+
+
+def may_use_tiles() -> bool:
+    """Whether Linux grants this process AMX tiles, on request."""
+    return ctypes.CDLL(None).arch_prctl(0x1023, ctypes.c_ulong(18)) == 0
 
 
 @pytest.mark.skipif(not _C.cpu_features(), reason="no x86")
 def test_cpu_features_are_those_of_the_system():
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
-    assert _C.cpu_features() == {name: LINUX_NAMES.get(name, name) in flags for name in _C.cpu_features()}
+    wanted = {name: LINUX_NAMES.get(name, name) in flags for name in _C.cpu_features()}
+    if wanted["amx-tile"] and not may_use_tiles():
+        wanted["amx-tile"] = wanted["amx-bf16"] = False
+    assert _C.cpu_features() == wanted
 
 
 def test_implementations_are_available_where_their_features_are():
@@ -96,11 +107,11 @@ def test_implementations_are_available_where_their_features_are():
     for target in targets:
         text = target.read_text()
         name = re.search(r"^#define TORCHCONV_ISA (\w+)$", text, re.MULTILINE)
-        needed = re.search(r'^#define TORCHCONV_FEATURES "([\w.,]+)"$', text, re.MULTILINE)
+        needed = re.search(r'^#define TORCHCONV_FEATURES "([\w.,-]+)"$', text, re.MULTILINE)
         if name and needed:
             wanted = all(features.get(feature, False) for feature in needed[1].split(","))
             rows = [row for row in torchconv.implementations() if row.name.startswith(f"cpu.{name[1]}.")]
             assert not features or rows
             assert [row.name for row in rows if row.available != wanted] == []
             checked.add(name[1])
-    assert checked >= {"avx2", "avx512", "avx512_bf16"}
+    assert checked >= {"avx2", "avx512", "avx512_bf16", "amx"}

@@ -17,7 +17,7 @@ KERNELS = ["gemm", "grouped", "spatial", "winograd"]
 ROWS = [row.name for row in torchconv.implementations() if row.available and row.device == "cpu"]
 SETS = sorted({row.split(".")[1] for row in ROWS if row.endswith("spatial")})  # those that have all kernels
 FULL_ROWS = [f"cpu.{isa}.{kernel}" for isa in SETS for kernel in KERNELS]
-PAIRS = "cpu.avx512_bf16.gemm"
+PAIRS, AMX = "cpu.avx512_bf16.gemm", "cpu.amx.gemm"
 
 #: Where there is nothing to convolve, the reference fills in the zeros.
 NOT_EMPTY = [case.name for case in CASES if 0 not in case.x]
@@ -77,9 +77,30 @@ def test_pairs(op):
     assert not any(cases_of(PAIRS, op, dtype) for dtype in (torch.float64, torch.float32, torch.float16))
     pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
     wide = Case("wide", (2, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1, 1, 1))
-    assert chosen(pointwise, op, dtype=torch.bfloat16) == PAIRS
-    assert chosen(wide, op, dtype=torch.bfloat16) == "cpu.avx512_bf16.winograd"
-    assert chosen(wide, op, "!winograd", dtype=torch.bfloat16) == PAIRS
+    assert chosen(pointwise, op, "!amx", dtype=torch.bfloat16) == PAIRS
+    assert chosen(wide, op, "!amx", dtype=torch.bfloat16) == "cpu.avx512_bf16.winograd"
+    assert chosen(wide, op, "!amx,!winograd", dtype=torch.bfloat16) == PAIRS
+
+
+@pytest.mark.skipif(AMX not in ROWS, reason="this machine does not have AMX")
+@pytest.mark.parametrize("op", OPS)
+def test_amx(op):
+    """Bfloat16 with 16 channels and more, and first layers; few pixels, few filters and depthwise layers are left."""
+    assert cases_of(AMX, op, torch.bfloat16) == NOT_EMPTY
+    assert not any(cases_of(AMX, op, dtype) for dtype in (torch.float64, torch.float32, torch.float16))
+    pointwise = Case("pointwise", (2, 64, 14, 14), (64, 64, 1, 1))
+    strided = Case("strided", (2, 16, 15, 15), (16, 16, 3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    groups = Case("groups", (2, 64, 14, 14), (64, 16, 3, 3), padding=(1, 1, 1, 1), groups=4)
+    for case in pointwise, strided, groups:
+        for layout in "contiguous", "channels_last":
+            assert chosen(case, op, layout=layout, dtype=torch.bfloat16) == AMX
+    stem = Case("stem", (2, 3, 32, 32), (64, 3, 7, 7), stride=(2, 2), padding=(3, 3, 3, 3))
+    assert (chosen(stem, op, dtype=torch.bfloat16) == AMX) == (op != "conv2d_grad_input")  # which writes 3 channels
+    small = Case("small", (2, 64, 2, 2), (64, 64, 1, 1))
+    few = Case("few", (2, 64, 14, 14), (8, 64, 1, 1))
+    depthwise = Case("depthwise", (2, 64, 14, 14), (64, 1, 3, 3), padding=(1, 1, 1, 1), groups=64)
+    for case in small, few, depthwise:
+        assert chosen(case, op, dtype=torch.bfloat16) != AMX
 
 
 def test_a_list_takes_the_first_that_supports_the_problem():

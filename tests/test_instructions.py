@@ -1,4 +1,4 @@
-"""On a machine without AVX-512, or without AVX2, none of their instructions may be reached."""
+"""On a machine without AMX, AVX-512 or AVX2, none of their instructions may be reached."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from torchconv import _C
 
 #: A function of one of these namespaces is compiled for its instruction set.
-WIDE = re.compile(r"cpu::(avx512_bf16|avx512|avx2)::(?!available\(\))")
+WIDE = re.compile(r"cpu::(amx|avx512_bf16|avx512|avx2)::(?!available\(\))")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,11 @@ def instructions() -> list[tuple[str, str]]:
 def test_wide_instructions_are_only_in_isa_functions(instructions):
     """An inline function of the standard library, compiled for AVX-512 in one file, would be taken for all."""
     of_avx = re.compile(r"v(?!err|erw)[a-z]|k(mov|ortest|and|or|xor|not|shift|unpck)")
-    assert any(of_avx.match(instruction) for function, instruction in instructions if WIDE.search(function))
-    assert not {f for f, instruction in instructions if of_avx.match(instruction) and not WIDE.search(f)}
+    of_amx = re.compile(r"tile|tdp|(ld|st)tilecfg")
+    for wide in of_avx, of_amx:
+        assert any(wide.match(instruction) for function, instruction in instructions if WIDE.search(function))
+        assert not {f for f, instruction in instructions if wide.match(instruction) and not WIDE.search(f)}
+    assert not {f for f, instruction in instructions if of_amx.match(instruction) and "cpu::amx::" not in f}
 
 
 def test_isa_code_is_called_only_from_the_same_isa(instructions):

@@ -4,6 +4,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+extern "C" int arch_prctl(int code, unsigned long argument);  // of the C library, which declares it in no header
+#endif
 
 namespace torchconv::cpu {
 
@@ -20,9 +23,22 @@ uint32_t saved_registers() {
   return eax;
 }
 
+// Whether this process may use AMX tiles. Linux grants them on request, to all threads and to child processes. It
+// refuses, for example, while a thread has an alternate signal stack that is too small for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr unsigned long tile_data = 18;     // XFEATURE_XTILE_DATA
+  return arch_prctl(request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 // A feature counts only if CPUID reports it and the operating system saves its registers.
 CpuFeatures query() {
-  const uint32_t saved = saved_registers();
+  uint32_t saved = saved_registers();
+  if ((saved & saves_tiles) == saves_tiles && !may_use_tiles()) saved &= saves_zmm;
   CpuFeatures found = 0;
   for (const CpuFeature& feature : cpu_feature_table) {
     uint32_t registers[4];  // eax, ebx, ecx, edx

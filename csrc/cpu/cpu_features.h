@@ -19,15 +19,17 @@ struct CpuFeature {
   uint32_t state;  // required bits of XCR0; 0 if the feature uses no vector registers
 };
 
-// XCR0 bits. For ymm: SSE and AVX state. For zmm: also opmask, ZMM_Hi256 and Hi16_ZMM.
-constexpr uint32_t saves_ymm = 0x06, saves_zmm = 0xe6;
+// XCR0 bits. For ymm: SSE and AVX state. For zmm: also opmask, ZMM_Hi256 and Hi16_ZMM. For AMX tiles: also their
+// configuration and their data.
+constexpr uint32_t saves_ymm = 0x06, saves_zmm = 0xe6, saves_tiles = 0x600e6;
 
 inline constexpr CpuFeature cpu_feature_table[] = {
-    {"prfchw", 0x80000001, 0, CpuidRegister::ecx, 8, 0},    {"fma", 1, 0, CpuidRegister::ecx, 12, saves_ymm},
-    {"f16c", 1, 0, CpuidRegister::ecx, 29, saves_ymm},      {"avx2", 7, 0, CpuidRegister::ebx, 5, saves_ymm},
-    {"avx512f", 7, 0, CpuidRegister::ebx, 16, saves_zmm},   {"avx512dq", 7, 0, CpuidRegister::ebx, 17, saves_zmm},
-    {"avx512bw", 7, 0, CpuidRegister::ebx, 30, saves_zmm},  {"avx512vl", 7, 0, CpuidRegister::ebx, 31, saves_zmm},
-    {"avx512bf16", 7, 1, CpuidRegister::eax, 5, saves_zmm},
+    {"prfchw", 0x80000001, 0, CpuidRegister::ecx, 8, 0},     {"fma", 1, 0, CpuidRegister::ecx, 12, saves_ymm},
+    {"f16c", 1, 0, CpuidRegister::ecx, 29, saves_ymm},       {"avx2", 7, 0, CpuidRegister::ebx, 5, saves_ymm},
+    {"avx512f", 7, 0, CpuidRegister::ebx, 16, saves_zmm},    {"avx512dq", 7, 0, CpuidRegister::ebx, 17, saves_zmm},
+    {"avx512bw", 7, 0, CpuidRegister::ebx, 30, saves_zmm},   {"avx512vl", 7, 0, CpuidRegister::ebx, 31, saves_zmm},
+    {"avx512bf16", 7, 1, CpuidRegister::eax, 5, saves_zmm},  {"amx-tile", 7, 0, CpuidRegister::edx, 24, saves_tiles},
+    {"amx-bf16", 7, 0, CpuidRegister::edx, 22, saves_tiles},
 };
 
 // A set of features: bit i stands for entry i of cpu_feature_table.

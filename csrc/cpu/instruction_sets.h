@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -29,11 +30,15 @@
 #include <vector>
 
 // Every instruction set in the build, widest first, whether or not this machine supports it: the names of the
-// namespaces in targets/. Sanitizer builds can restrict themselves to the portable kernels, which compile in a tenth of
-// the time.
+// namespaces in targets/. Builds for tests can restrict themselves to the portable kernels, with or without those for
+// AMX, which compile in a tenth of the time.
 #if defined(__x86_64__) && !defined(TORCHCONV_PORTABLE_ONLY)
 #define TORCHCONV_X86
-#define TORCHCONV_INSTRUCTION_SETS(each) each(avx512_bf16) each(avx512) each(avx2) each(portable)
+#if defined(TORCHCONV_AMX_ONLY)
+#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(portable)
+#else
+#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(avx512_bf16) each(avx512) each(avx2) each(portable)
+#endif
 #else
 #define TORCHCONV_INSTRUCTION_SETS(each) each(portable)
 #endif

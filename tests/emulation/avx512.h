@@ -215,3 +215,7 @@ OUT_OF_LINE __m256i emulated_to_bfloat16(__m512 v) {
 #define _mm512_cvtph_ps(v) emulated_from_half(v)
 #define _mm512_cvtps_ph(v, rounding) emulated_to_half(v)
 #define _mm512_cvtneps_pbh(v) emulated_to_bfloat16(v)
+
+#if defined(TORCHCONV_AMX)
+#include "amx.h"
+#endif

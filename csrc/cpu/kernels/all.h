@@ -16,6 +16,10 @@
 
 #include "../micro/small_k.h"
 
+#if defined(TORCHCONV_AMX)
+#include "../micro/amx.h"
+#endif
+
 #include "../pack/input_patch.h"
 
 #include "../pack/magnitude.h"
@@ -53,6 +57,12 @@
 #include "grouped_grad_weight.h"
 
 #include "depthwise_nhwc.h"
+
+#if defined(TORCHCONV_AMX)
+#include "amx_gemm.h"
+
+#include "amx_grad_weight.h"
+#endif
 
 #include "spatial.h"
 

@@ -380,3 +380,64 @@ struct Bf16Depthwise {
   };
 };
 #endif
+
+#if defined(TORCHCONV_AMX)
+// --- The bfloat16 kernels on AMX tiles -----------------------------------------------------------------------------
+
+// gemm on AMX tiles.
+struct AmxGemm {
+  static constexpr const char* name = TORCHCONV_IMPLEMENTATION_NAME("gemm");
+  using Types = TypeList<BFloat16>;
+  static constexpr const char* supported = "bfloat16, if packed weights and patches fit into its working memory";
+  static constexpr const char* suited =
+      "16 and more channels read and written in a group (3 and more read, where there are several taps), and 8 pixels";
+
+  // Pays off where the channels fill at least half of most tiles.
+  static bool suits(const Conv& conv, Op op) {
+    const int64_t in = op == Op::grad_input ? conv.K_per_group() : conv.C_per_group(),
+                  out = op == Op::grad_input ? conv.C_per_group() : conv.K_per_group();
+    const double window = double(conv.rows.kernel) * conv.cols.kernel * in;
+    const double pixels =
+        op == Op::grad_input ? double(conv.rows.in) * conv.cols.in : double(conv.rows.out) * conv.cols.out;
+    return in >= 3 && window >= 16 && out >= 16 && pixels >= 8;
+  }
+
+  template <class S>
+  struct Correlate {
+    struct Step {
+      Part part;
+      amx_gemm::Plan plan;
+    };
+    InlineVector<Step, 4> steps;
+    bool possible = true;
+
+    explicit Correlate(const Parts& parts) {
+      for (const Part& part : parts) {
+        steps.push_back({part, amx_gemm::plan(part.conv)});
+        possible = possible && steps.back().plan.possible;
+      }
+    }
+    std::string describe() const { return in_phases(steps.size()) + steps.front().plan.describe(); }
+    void run(const S* x, const S* w, S* y, const Epilogue& epilogue) const {
+      for (const auto& [part, plan] : steps)
+        amx_gemm::correlate(part.conv, plan, x, w + part.w_offset, y + part.y_offset, epilogue);
+    }
+  };
+
+  template <class S>
+  struct GradWeight {
+    Conv conv;
+    amx_gemm::WeightPlan plan;
+    bool possible;
+
+    explicit GradWeight(const Conv& conv) : conv(conv), plan(amx_gemm::weight_plan(conv)), possible(plan.possible) {}
+    std::string describe() const { return plan.describe(); }
+    // Results that are not finite are left to the next implementation.
+    void run(const S* x, const S* y, S* w) const {
+      if (amx_gemm::grad_weight(conv, plan, x, y, w)) return;
+      AnyPlan other;
+      choose(conv, Op::grad_weight, "!" TORCHCONV_IMPLEMENTATION_NAME("gemm"), other).grad_weight(other, x, y, w);
+    }
+  };
+};
+#endif

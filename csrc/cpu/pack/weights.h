@@ -2,19 +2,20 @@
 // whose lanes are elements of the reduction, for small_k_tile.
 
 // Packs the weights of output channels [k, k + NR) of a group, and of its input channels [c, c + channels), as
-// [tap][channel, or pair of channels][lane]. Lanes beyond the last output channel are zero.
+// [tap][channel, or pair of channels][lane]. Lanes beyond the last output channel are zero. Taps are `tap` elements
+// apart; if that is more than they have, the elements between them are not written.
 template <class S, class E>
 void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c,
-                  int64_t channels, E* to) {
+                  int64_t channels, E* to, int64_t tap) {
   constexpr int per = values_per<E>;
   const int64_t steps = ceil_div(channels, per), whole = channels / per;
   const int64_t taps = conv.rows.kernel * conv.cols.kernel, count = std::min(NR, conv.K_per_group() - k);
   const S* from = w + group * conv.w_group + k * conv.w.n + c * conv.w.c;
-  if (count < NR) std::fill_n(to, taps * steps * NR, E{});
+  if (count < NR)
+    for (int64_t i = 0; i < taps; ++i) std::fill_n(to + i * tap, steps * NR, E{});
   if (taps > 1 && std::abs(conv.w.w) == 1 && conv.w.h == conv.cols.kernel * conv.w.w && conv.w.n != 1) {
     // The taps of a channel are contiguous, in reverse order in a flipped kernel: copied channel by channel.
     const bool flipped = conv.w.w < 0;
-    const int64_t tap = steps * NR;
     if (flipped) {
       from += (taps - 1) * conv.w.w;
       to += (taps - 1) * tap;
@@ -24,13 +25,19 @@ void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k,
                        to + i * NR, flipped ? -tap : tap);
   } else {
     for (int64_t r = 0; r < conv.rows.kernel; ++r)
-      for (int64_t s = 0; s < conv.cols.kernel; ++s, to += steps * NR) {
-        const S* tap = from + r * conv.w.h + s * conv.w.w;
-        read_elements<S>({tap, whole, count, per * conv.w.c, conv.w.n}, conv.w.c, to, NR);
+      for (int64_t s = 0; s < conv.cols.kernel; ++s, to += tap) {
+        const S* at = from + r * conv.w.h + s * conv.w.w;
+        read_elements<S>({at, whole, count, per * conv.w.c, conv.w.n}, conv.w.c, to, NR);
         if (whole < steps)
-          read_elements<S>({tap + whole * per * conv.w.c, 1, count, 0, conv.w.n}, no_second, to + whole * NR, NR);
+          read_elements<S>({at + whole * per * conv.w.c, 1, count, 0, conv.w.n}, no_second, to + whole * NR, NR);
       }
   }
+}
+
+template <class S, class E>
+void pack_weights(const Correlation& conv, const S* w, int64_t group, int64_t k, int64_t NR, int64_t c,
+                  int64_t channels, E* to) {
+  pack_weights(conv, w, group, k, NR, c, channels, to, ceil_div(channels, values_per<E>) * NR);
 }
 
 // Packs the weights of all output channels of a group, and of its input channels [c, c + channels), for small_k_tile:
