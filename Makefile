@@ -52,7 +52,7 @@ fuzz: $(BIN)/.installed  ## random problems on every implementation, compared wi
 kernels: $(BIN)/.installed  ## the kernels without Python, each tensor at the edge of a page
 	$(BIN)/python tests/native/run.py plain
 
-portable: $(BIN)/.installed  ## the portable kernels without Python, under AddressSanitizer and UBSan, in three minutes
+portable: $(BIN)/.installed  ## the portable kernels, and those for AMX on emulated tiles, without Python, under AddressSanitizer and UBSan
 	$(BIN)/python tests/native/run.py portable
 
 asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under AddressSanitizer and UBSan
@@ -62,9 +62,8 @@ asan: $(BIN)/.installed  ## all kernels, and all tests but the slow ones, under 
 tsan: $(BIN)/.installed  ## the threads of the kernels under ThreadSanitizer
 	$(BIN)/python tests/native/run.py tsan
 
-amx: $(BIN)/.installed  ## the kernels for AMX, on emulated tiles: without Python, and some of the tests
-	$(BIN)/python tests/native/run.py amx
-	OMP_NUM_THREADS=1 $(BIN)/python tests/native/suite.py amx -k cpu.amx $(PARALLEL) tests/test_exact.py tests/test_layout.py tests/test_bits.py
+amx: $(BIN)/.installed  ## the tests of the implementation for AMX, on emulated tiles
+	OMP_NUM_THREADS=1 $(BIN)/python tests/native/suite.py amx tests -k amx -m "not slow and not threads and not system" $(PARALLEL)
 
 gpu: $(BIN)/.installed  ## the kernels for a GPU, on an emulated one
 	$(BIN)/python tests/native/run.py gpu

@@ -85,6 +85,16 @@ KERNELS = [
     Kernel("winograd_grad_weight_outliers", "the gradient of weights is not computed directly if it has outliers", "kernels/winograd_grad_weight.h", "if (!guard.is_within_bound(x, y)) gemm", "if (!BROKEN && !guard.is_within_bound(x, y)) gemm"),
     Kernel("spatial_tail", "the last pixel of a row is missing", "kernels/spatial.h", "v < vectors ? std::min<int64_t>(L, cols - q) : 0", "v < vectors ? std::min<int64_t>(L, cols - q - (BROKEN && q > 0)) : 0"),
     Kernel("spatial_pieces", "the sums over earlier taps are lost", "kernels/spatial.h", "product.add = c > 0 || t > 0;", "product.add = c > 0 || (t > 0 && !BROKEN);"),
+    Kernel("amx_tiles", "the second tile of pixels is the first one again", "kernels/amx_gemm.h", "first_pixel(tile + i, edge[i]);", "first_pixel(tile + (BROKEN ? 0 : i), edge[i]);", ("amx",)),
+    Kernel("amx_runs", "all taps read the pixels of the first one", "kernels/amx_gemm.h", "product.runs = plan_.runs;", "product.runs = BROKEN ? 1 : plan_.runs;", ("amx",)),
+    Kernel("amx_channels", "channels beyond the last one are not zero in a patch", "kernels/amx_gemm.h", "if (plan_.pairs < plan_.pitch) std::fill_n(", "if (plan_.pairs < plan_.pitch && !BROKEN) std::fill_n(", ("amx",)),
+    Kernel("amx_window", "a gathered window does not end with zeros", "kernels/amx_gemm.h", "for (; at < to + length; ++at) *at = Bf16Pair{};", "for (; at < to + length && !BROKEN; ++at) *at = Bf16Pair{};", ("amx",)),
+    Kernel("amx_edge", "pixels behind the end of x are read", "kernels/amx_gemm.h", "if (!plan_.in_place ||", "if (BROKEN || !plan_.in_place ||", ("amx",), native=True),
+    Kernel("amx_columns", "the results of columns of padding are stored", "kernels/amx_gemm.h", "stored = std::min(count, segments_.cols - col);", "stored = BROKEN ? count : std::min(count, segments_.cols - col);", ("amx",)),
+    Kernel("amx_blocks", "the accumulators of earlier blocks are lost", "kernels/amx_grad_weight.h", "product.add = add;", "product.add = add && !BROKEN;", ("amx",)),
+    Kernel("amx_phases", "all phases of the columns are read from the first plane", "kernels/amx_grad_weight.h", "j % patch.cols.step) * plane", "(BROKEN ? 0 : j % patch.cols.step)) * plane", ("amx",)),
+    Kernel("amx_odd_pixel", "the last of an odd number of pixels is not read", "kernels/amx_grad_weight.h", "if (pixels % 2) {", "if (pixels % 2 && !BROKEN) {", ("amx",)),
+    Kernel("amx_infinity", "results that an infinite element beside them has spoiled are kept", "kernels/amx_grad_weight.h", "if (!finite) replace_non_finite", "if (!finite && !BROKEN) replace_non_finite", ("amx",)),
     Kernel("bf16_odd_channel", "the last of an odd number of channels is not read", "micro/bf16_pair.h", "if (cols % 2)\n", "if (cols % 2 && !BROKEN)\n", ("avx512_bf16",)),
 ]  # fmt: skip
 
@@ -267,7 +277,7 @@ def places() -> list[tuple[str, list[str]]]:
     for kernel in KERNELS:
         for isa in kernel.sets:
             if any(f".{isa}." in row for row in fast):
-                algorithm = "gemm" if kernel.name.startswith("bf16") else kernel.name.split("_")[0]
+                algorithm = "gemm" if kernel.name.startswith(("bf16", "amx")) else kernel.name.split("_")[0]
                 found.append((f"{kernel.name}@{isa}", ["-k", f"{isa}.{algorithm} or fuzz"]))
     return found
 

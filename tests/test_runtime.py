@@ -213,6 +213,27 @@ def test_many_python_threads_at_once(row, threads):
         assert list(pool.map(work, range(8))) == [len(problems)] * 8
 
 
+@each_row(WIDEST)
+def test_the_registers_of_a_thread_are_left_to_torch(row, threads):
+    """In turns with bfloat16 operators of torch's on the same threads: with AMX, both have tiles, configured differently."""
+    threads(2)
+    problems = of_families(row)
+    x, w = torch.randn(4, 64, 28, 28).bfloat16(), torch.randn(64, 64, 3, 3).bfloat16()
+    heads = torch.randn(2, 4, 96, 64).bfloat16()
+    others = (
+        lambda: torch.conv2d(x, w, padding=1),
+        lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads),
+        lambda: torch.matmul(heads, heads.mT),
+    )
+    wanted, wanted_of_torch = [run(*problem, row) for problem in problems], [other() for other in others]
+    for problem, result in zip(problems, wanted, strict=True):
+        for other, of_torch in zip(others, wanted_of_torch, strict=True):
+            assert same(run(*problem, row), result)
+            with pytest.raises(RuntimeError):
+                torch.ops.torchconv.conv2d(x, w[:, :1], (1, 1), (0,) * 4, (1, 1), 1, row)
+            assert torch.equal(other(), of_torch)
+
+
 FORKED = """
 import os, sys
 sys.path.insert(0, "TESTS")

@@ -16,6 +16,7 @@ inline char (&emulated_tile(int tile))[16][64] {
 }
 
 inline void amx_configure() {
+  if (emulated_tiles().configured) std::abort();  // a task did not release its tiles
   emulated_tiles().configured = true;
   std::memset(emulated_tiles().tile, 0, sizeof emulated_tiles().tile);
 }

@@ -8,6 +8,7 @@
 //
 // PART selects the implementations whose names contain it; SLACK is Guarded::slack. Problem i depends on SEED + i
 // alone, so `kernels 1 <number>` repeats the problem named in a message.
+#include "../../csrc/cpu/scratch.h"
 #include "../../csrc/operators.h"
 #include "guarded.h"
 #include "pool.h"
@@ -206,6 +207,13 @@ double allowed(const Implementation& row, Dtype dtype, double largest) {
   return std::max(1.0, largest) * (dtype == Dtype::float64 ? 1e-12 : dtype == Dtype::float32 ? 1e-5 : 2e-2);
 }
 
+// Fills working memory of this thread with NaN, so that a result tells if a kernel reads what it did not write.
+void spoil_scratch() {
+  constexpr int64_t bytes = 1 << 20;
+  cpu::Scratch scratch;
+  std::memset(scratch.take<char>(bytes), 0xff, bytes);
+}
+
 // Runs every implementation that supports the problem and has `part` in its name, and compares it with the reference.
 void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string& words, const std::string& part,
              bool at_end, Tally& tally) {
@@ -223,6 +231,7 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
                   what.name, words.c_str());
     const Guarded result(what.call.size, what.call.stride, item_size(dtype), at_end);
     const std::vector<char> a = what.a.bytes(), b = what.b.bytes();
+    spoil_scratch();
     what.run(*row, plan, result.data());
 
     size_t i = 0;
@@ -234,7 +243,7 @@ void compare(const Operator& what, Dtype dtype, uint64_t seed, const std::string
       const double want = wanted[i++];
       const bool same = found == want || (std::isnan(found) && std::isnan(want));
       const double apart = same ? 0 : std::abs(found - want);
-      if (!(apart <= difference)) difference = apart;  // true for NaN
+      difference = std::max(difference, std::isnan(apart) ? std::numeric_limits<double>::infinity() : apart);
     });
     const char* wrong = !(difference <= allowed(*row, dtype, largest)) ? "differs from the reference"
                         : !result.is_clean()                           ? "writes beside its result"

@@ -2,12 +2,11 @@
 
 plain      on this machine as it is
 asan       under AddressSanitizer and UndefinedBehaviorSanitizer
-portable   the same, of the portable kernels alone: in CI
+portable   the same, of the portable kernels and of those for AMX on emulated tiles (../emulation/amx.h): in CI
 tsan       under ThreadSanitizer
 valgrind   under valgrind's memcheck, which hides AVX-512 from them
 x86        on emulated processors without AVX, and with AVX2 but without AVX-512 (qemu-x86_64)
 avx512     with AVX-512 and AVX512_BF16 emulated, on a machine with AVX2 (../emulation/avx512.h)
-amx        the same, and AMX tiles (../emulation/amx.h): in CI
 gpu        those for a GPU, on an emulated one (cuda/emulation.h): in CI
 aarch64    on an emulated processor of another kind (aarch64-linux-gnu-g++, qemu-aarch64)
 """
@@ -35,12 +34,14 @@ MODES = {
     "plain": Mode(3000),
     "asan": Mode(500, folder="asan", options=("-DTORCHCONV_SANITIZE=address,undefined",)),
     "portable": Mode(
-        200, folder="portable", options=("-DTORCHCONV_SANITIZE=address,undefined", "-DTORCHCONV_PORTABLE_ONLY=ON")
+        200,
+        folder="portable",
+        options=("-DTORCHCONV_SANITIZE=address,undefined", "-DTORCHCONV_EMULATE_AMX=ON"),
+        parts=(("cpu.portable", 1), ("cpu.amx", 10)),
     ),
     "tsan": Mode(500, folder="tsan", options=("-DTORCHCONV_SANITIZE=thread",)),
     "valgrind": Mode(300, (("valgrind --quiet --error-exitcode=9 ", 0),)),
     "avx512": Mode(1000, folder="avx512", options=("-DTORCHCONV_EMULATE=ON",), parts=(("cpu.avx512", 1),)),
-    "amx": Mode(3000, folder="amx", options=("-DTORCHCONV_EMULATE_AMX=ON",), parts=(("cpu.amx", 1),)),
     "gpu": Mode(
         60,
         folder="gpu",

@@ -320,28 +320,47 @@ inline bool has_non_finite(const WeightTask::Call& call, int64_t slice, int64_t 
   return false;
 }
 
-// Computes w = grad_weight(x, y), where y is the output gradient. Tasks: slices x channel groups x chunks. Returns
-// false if a result is not finite: between the rows, elements of x were multiplied by zeros, so that an infinite one
-// may have reached results that do not depend on it.
-inline bool grad_weight(const Conv& conv, const WeightPlan& plan, const S* x, const S* y, S* w) {
-  Scratch scratch;
-  WeightTask::Call call(conv, plan, x, y, w, scratch);
+// Replaces the elements of w that are infinite or NaN by those of the next implementation. Between the rows, elements
+// of x were multiplied by zeros, so that a non-finite one may have spoiled results that do not depend on it.
+inline void replace_non_finite(const Conv& conv, const S* x, const S* y, S* w) {
+  const int64_t C = conv.C_per_group(), R = conv.rows.kernel, S_taps = conv.cols.kernel;
+  std::vector<S> other(conv.K * C * R * S_taps);
+  Conv dense = conv;
+  dense.w = {C * R * S_taps, R * S_taps, S_taps, 1};
+  AnyPlan plan;
+  choose(dense, Op::grad_weight, "!cpu.amx", plan).grad_weight(plan, x, y, other.data());
+  const S* from = other.data();
+  for (int64_t k = 0; k < conv.K; ++k)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t r = 0; r < R; ++r)
+        for (int64_t s = 0; s < S_taps; ++s, ++from) {
+          S& element = w[k * conv.w.n + c * conv.w.c + r * conv.w.h + s * conv.w.w];
+          if (!std::isfinite(float(element))) element = *from;
+        }
+}
+
+// Computes w = grad_weight(x, y), where y is the output gradient. Tasks: slices x channel groups x chunks.
+inline void grad_weight(const Conv& conv, const WeightPlan& plan, const S* x, const S* y, S* w) {
   std::atomic<bool> finite = true;
-  const double pixels = double(conv.N) * conv.rows.out * conv.cols.out / plan.chunks;
-  for (call.first = 0; call.first < call.slices(); call.first += call.per_round) {
-    const int64_t slices = std::min(call.per_round, call.slices() - call.first);
-    parallel_for(slices * plan.channel_groups * plan.chunks,
-                 pixels * plan.filters * plan.runs * plan.run_length / Plan::speed, [&](int64_t task) {
-                   const int64_t channel_group = task % plan.channel_groups, rest = task / plan.channel_groups;
-                   WeightTask(call, call.first + rest % slices, channel_group, rest / slices).run();
-                 });
-    parallel_for(slices * plan.runs, double(plan.chunks) * plan.run_pitch * plan.channel_groups, [&](int64_t task) {
-      const int64_t slice = call.first + task / plan.runs, run = task % plan.runs;
-      call.store_part(slice, run);
-      if (has_non_finite(call, slice, run)) finite = false;
-    });
+  {
+    Scratch scratch;
+    WeightTask::Call call(conv, plan, x, y, w, scratch);
+    const double pixels = double(conv.N) * conv.rows.out * conv.cols.out / plan.chunks;
+    for (call.first = 0; call.first < call.slices(); call.first += call.per_round) {
+      const int64_t slices = std::min(call.per_round, call.slices() - call.first);
+      parallel_for(slices * plan.channel_groups * plan.chunks,
+                   pixels * plan.filters * plan.runs * plan.run_length / Plan::speed, [&](int64_t task) {
+                     const int64_t channel_group = task % plan.channel_groups, rest = task / plan.channel_groups;
+                     WeightTask(call, call.first + rest % slices, channel_group, rest / slices).run();
+                   });
+      parallel_for(slices * plan.runs, double(plan.chunks) * plan.run_pitch * plan.channel_groups, [&](int64_t task) {
+        const int64_t slice = call.first + task / plan.runs, run = task % plan.runs;
+        call.store_part(slice, run);
+        if (has_non_finite(call, slice, run)) finite = false;
+      });
+    }
   }
-  return finite;
+  if (!finite) replace_non_finite(conv, x, y, w);
 }
 
 }  // namespace amx_gemm

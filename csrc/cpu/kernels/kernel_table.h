@@ -432,12 +432,7 @@ struct AmxGemm {
 
     explicit GradWeight(const Conv& conv) : conv(conv), plan(amx_gemm::weight_plan(conv)), possible(plan.possible) {}
     std::string describe() const { return plan.describe(); }
-    // Results that are not finite are left to the next implementation.
-    void run(const S* x, const S* y, S* w) const {
-      if (amx_gemm::grad_weight(conv, plan, x, y, w)) return;
-      AnyPlan other;
-      choose(conv, Op::grad_weight, "!" TORCHCONV_IMPLEMENTATION_NAME("gemm"), other).grad_weight(other, x, y, w);
-    }
+    void run(const S* x, const S* y, S* w) const { amx_gemm::grad_weight(conv, plan, x, y, w); }
   };
 };
 #endif
