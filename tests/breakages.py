@@ -88,7 +88,7 @@ KERNELS = [
     Kernel("amx_tiles", "the second tile of pixels is the first one again", "kernels/amx_gemm.h", "first_pixel(tile + i, edge[i]);", "first_pixel(tile + (BROKEN ? 0 : i), edge[i]);", ("amx",)),
     Kernel("amx_runs", "all taps read the pixels of the first one", "kernels/amx_gemm.h", "product.runs = plan_.runs;", "product.runs = BROKEN ? 1 : plan_.runs;", ("amx",)),
     Kernel("amx_channels", "channels beyond the last one are not zero in a patch", "kernels/amx_gemm.h", "if (plan_.pairs < plan_.pitch) std::fill_n(", "if (plan_.pairs < plan_.pitch && !BROKEN) std::fill_n(", ("amx",)),
-    Kernel("amx_window", "a gathered window does not end with zeros", "kernels/amx_gemm.h", "for (; at < to + length; ++at) *at = Bf16Pair{};", "for (; at < to + length && !BROKEN; ++at) *at = Bf16Pair{};", ("amx",)),
+    Kernel("amx_window", "a gathered window does not end with zeros", "kernels/amx_gemm.h", "0, (to + length - at) * sizeof(Bf16Pair)", "0, (BROKEN ? 0 : to + length - at) * sizeof(Bf16Pair)", ("amx",)),
     Kernel("amx_edge", "pixels behind the end of x are read", "kernels/amx_gemm.h", "if (!plan_.in_place ||", "if (BROKEN || !plan_.in_place ||", ("amx",), native=True),
     Kernel("amx_columns", "the results of columns of padding are stored", "kernels/amx_gemm.h", "stored = std::min(count, segments_.cols - col);", "stored = BROKEN ? count : std::min(count, segments_.cols - col);", ("amx",)),
     Kernel("amx_blocks", "the accumulators of earlier blocks are lost", "kernels/amx_grad_weight.h", "product.add = add;", "product.add = add && !BROKEN;", ("amx",)),

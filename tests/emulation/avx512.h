@@ -150,6 +150,8 @@ INLINE __m256i _mm256_maskz_loadu_epi16(__mmask16 mask, const void* p) {
 }
 INLINE void _mm512_storeu_ps(void* p, __m512 v) { std::memcpy(p, &v, sizeof v); }
 INLINE void _mm512_storeu_pd(void* p, __m512d v) { std::memcpy(p, &v, sizeof v); }
+INLINE void _mm512_storeu_si512(void* p, __m512i v) { std::memcpy(p, &v, sizeof v); }
+INLINE void _mm512_stream_si512(__m512i* p, __m512i v) { *p = v; }
 INLINE void _mm512_stream_ps(void* p, __m512 v) { *static_cast<__m512*>(p) = v; }
 INLINE void _mm512_stream_pd(void* p, __m512d v) { *static_cast<__m512d*>(p) = v; }
 INLINE void _mm512_mask_storeu_ps(void* p, __mmask16 mask, __m512 v) { store_lanes<uint32_t>(p, mask, v); }
@@ -210,11 +212,14 @@ OUT_OF_LINE __m256i emulated_to_bfloat16(__m512 v) {
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
 #undef _mm512_cvtneps_pbh
+#undef _mm512_cvtne2ps_pbh
 #define _mm512_cmp_ps_mask(a, b, predicate) emulated_compare<predicate>(a, b)
 #define _mm512_cmp_pd_mask(a, b, predicate) emulated_compare<predicate>(a, b)
 #define _mm512_cvtph_ps(v) emulated_from_half(v)
 #define _mm512_cvtps_ph(v, rounding) emulated_to_half(v)
 #define _mm512_cvtneps_pbh(v) emulated_to_bfloat16(v)
+#define _mm512_cvtne2ps_pbh(high, low) \
+  bits_as<__m512i>(Halves<__m256i>{emulated_to_bfloat16(low), emulated_to_bfloat16(high)})
 
 #if defined(TORCHCONV_AMX)
 #include "amx.h"

@@ -126,6 +126,7 @@ struct PackedCorrelation {
   const S *x, *w;
   S* y;
   const S* x_end;               // behind the last element of x
+  const bool stream;            // non-temporal stores to y
   PackedEpilogue<S> epilogue;   // [group][panel][lane]
   int64_t per_round;            // panels
   Bf16Pair* packed;             // the panels of this round: [panel][run][step][pair][lane]
@@ -140,6 +141,7 @@ struct PackedCorrelation {
         y(y),
         x_end(x + (conv.N - 1) * conv.x.n + (conv.C - 1) * conv.x.c + (conv.rows.in - 1) * conv.x.h +
               (conv.cols.in - 1) * conv.x.w + 1),
+        stream(streams(conv, y, conv.K_per_group()) && conv.K_per_group() % (2 * amx_lanes) == 0),
         epilogue(epilogue, conv.K, conv.K_per_group(), plan.panels * plan.lanes_per_panel, scratch),
         per_round(std::clamp<int64_t>(Plan::weights_bytes / 4 / plan.panel_size(), 1, panels())),
         packed(scratch.take<Bf16Pair>(per_round * plan.panel_size())) {}
@@ -210,6 +212,7 @@ class BlockTask {
         for (int64_t i = 0; i < count; ++i) store_tile(tile + i, panel, product.c[i]);
       }
     }
+    if (call_.stream) finish_streams();
   }
 
  private:
@@ -255,21 +258,20 @@ class BlockTask {
     for (int64_t i = 0; i < images * rows * cols; ++i, to += pitch) {
       const S* window = patch.data + i / cols / rows * patch.image_stride + i / cols % rows * patch.row_stride +
                         i % cols * patch.col_stride;
+      // In the order of addresses: a run may be written up to the end of a vector, where the next one begins.
       Bf16Pair* at = to;
       for (int64_t r = 0; r < conv_.rows.kernel; ++r)
         for (int64_t s = 0; s < per_row; ++s, at += run)
           copy_pairs(window + r * patch.tap_row_stride + s * patch.tap_col_stride, run, at);
-      for (; at < to + length; ++at) *at = Bf16Pair{};
+      std::memset(static_cast<void*>(at), 0, (to + length - at) * sizeof(Bf16Pair));
     }
     return view;
   }
 
+  // Copies `count` pairs, and up to 15 more. Both are in working memory, which is readable beyond its end.
   static void copy_pairs(const S* from, int64_t count, Bf16Pair* to) {
     const auto* pairs = reinterpret_cast<const Bf16Pair*>(from);
-    for (int64_t i = 0; i < count; i += lanes<S>) {
-      const uint32_t mask = first(int(std::min<int64_t>(lanes<S>, count - i)));
-      _mm512_mask_storeu_epi32(to + i, mask, _mm512_maskz_loadu_epi32(mask, pairs + i));
-    }
+    for (int64_t i = 0; i < count; i += amx_pairs) _mm512_storeu_si512(to + i, load(pairs + i));
   }
 
   // The first pixel of a tile. Rows beyond a segment are read, but their results dropped. If they lie behind the end of
@@ -298,12 +300,27 @@ class BlockTask {
       const int64_t count = std::min(left, segments_.width - col), stored = std::min(count, segments_.cols - col);
       S* to = call_.y + (block_.n + row / segments_.rows) * conv_.y.n + (group_ * K + k) * conv_.y.c +
               (block_.p + row % segments_.rows) * conv_.y.h + (block_.q + col) * conv_.y.w;
-      if (stored > 0)
+      if (stored > 0 && conv_.y.c == 1 && K - k >= 2 * amx_lanes) {
+        store_rows(results, stored, to, fused);
+      } else if (stored > 0) {
         write_tile<S>(results, 2 * amx_lanes,
                       {to, stored, std::min(plan_.lanes_per_panel, K - k), conv_.y.w, conv_.y.c}, fused);
+      }
       results += count * 2 * amx_lanes;
       pixel += count;
       left -= count;
+    }
+  }
+
+  // Stores `count` pixels of 32 contiguous channels.
+  void store_rows(const float* results, int64_t count, S* to, const FusedEpilogue<float>& fused) const {
+    for (int64_t i = 0; i < count; ++i, results += 2 * amx_lanes, to += conv_.y.w) {
+      const __m512 low = fused(load(results), 0), high = fused(load(results + amx_lanes), amx_lanes);
+      if (call_.stream) {
+        torchconv::cpu::TORCHCONV_ISA::stream(to, low, high);
+      } else {
+        store(to, low, high);
+      }
     }
   }
 

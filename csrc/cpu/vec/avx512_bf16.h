@@ -17,6 +17,13 @@ INLINE void stream(BFloat16* p, __m512 v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
 }
 
+// Store two vectors that follow each other. A non-temporal store takes a multiple of 64 bytes as its address.
+INLINE __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+INLINE void store(BFloat16* p, __m512 low, __m512 high) { _mm512_storeu_si512(p, narrow(low, high)); }
+INLINE void stream(BFloat16* p, __m512 low, __m512 high) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow(low, high));
+}
+
 // bfloat16 tensors are read in place.
 template <>
 inline constexpr bool reads_in_place<BFloat16> = true;
