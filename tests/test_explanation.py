@@ -3,6 +3,7 @@
 import gc
 import re
 import weakref
+from collections import Counter
 from xml.etree import ElementTree
 
 import numpy as np
@@ -29,6 +30,28 @@ def network():
         nn.Flatten(),
         nn.Linear(16 * 22 * 22, 10),
     )
+
+
+class Bottleneck(nn.Module):
+    """A residual block with a layer on its other path, as in ResNets."""
+
+    def __init__(self, channels: int, out: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.shortcut = nn.Sequential()
+        if stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def residual_network():
+    stem = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.Hardswish(), nn.MaxPool2d(2)
+    return nn.Sequential(*stem, Bottleneck(16, 24, 2), Bottleneck(24, 24), Bottleneck(24, 24), nn.Conv2d(24, 4, 1))
 
 
 class Residual(nn.Module):
@@ -114,6 +137,59 @@ def test_training_bytes_are_what_is_really_kept(training):
     real, (output,) = held(lambda: model(x))
     # The input was there before; the last output is held here, and not needed for backward.
     assert real == found.training_bytes - found.input_bytes + output.nbytes
+
+
+@pytest.mark.parametrize("options", [{}, {"fuse_training": True}, {"fuse_training": True, "recompute": True}], ids=str)
+def test_training_bytes_of_fused_training(options):
+    model, x = residual_network(), torch.randn(2, 3, 64, 64)
+    torchconv.convert(model, **options)
+    found = explain(model, x.shape)
+    output = model(x)
+    assert nodes(output)["BatchNormBackward"] == (8 if options else 0)  # it is fused, before and after
+    del output
+    real, (output,) = held(lambda: model(x))
+    assert real == found.training_bytes - found.input_bytes + output.nbytes
+
+
+class Dense(nn.Module):
+    """Its layer takes a list, as in DenseNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = DenseLayer()
+
+    def forward(self, x):
+        return self.layer([x, x])
+
+
+class DenseLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, inputs):
+        x = inputs if isinstance(inputs, torch.Tensor) else torch.cat(inputs, 1)
+        return self.conv(torch.relu(self.norm(x)))
+
+
+def test_a_model_whose_first_call_is_explained_is_fused():
+    """torch.fx traces a forward for a list when it is called with one."""
+    model, x = Dense(), torch.randn(2, 4, 6, 6)
+    torchconv.convert(model, fuse_training=True, recompute=True)
+    found = explain(model, x.shape)
+    assert found.training_bytes < 2 * 2 * 8 * 6 * 6 * 4  # the result of cat, not that of relu
+    assert nodes(model(x))["BatchNormBackward"] == 1
+
+
+def nodes(output: torch.Tensor) -> Counter[str]:
+    """How many nodes of each class the graph has."""
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return Counter(type(node).__name__ for node in seen)
 
 
 def test_training_bytes_of_residual_connections():

@@ -7,7 +7,7 @@ dispatcher, autograd uses torch.autograd.Function, and torch.autocast is switche
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial, reduce
 from importlib import import_module
 from operator import or_
@@ -152,8 +152,12 @@ if has_global_hooks is None:
 #: The innermost default hooks of saved tensors: checkpointing sets them.
 saved_tensors_hooks = find("torch._C", "_autograd._top_saved_tensors_default_hooks")
 
-#: torchconv.explain needs these three. There is no other way.
+#: A context in which no mode is active: torch.fx traces real modules while torchconv.explain records.
+no_dispatch_modes = find("torch.utils._python_dispatch", "_disable_current_modes") or nullcontext
+
+#: torchconv.explain needs these four. There is no other way.
+FakeTensor: Any = find("torch._subclasses.fake_tensor", "FakeTensor")
 FakeTensorMode: Any = find("torch._subclasses.fake_tensor", "FakeTensorMode")
 TorchDispatchMode: Any = find("torch.utils._python_dispatch", "TorchDispatchMode") or object
 tree_iter = find("torch.utils._pytree", "tree_iter")
-has_recording = TorchDispatchMode is not object and all_found(FakeTensorMode, tree_iter)
+has_recording = TorchDispatchMode is not object and all_found(FakeTensor, FakeTensorMode, tree_iter)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchconv._ops.recompute import recording
 from torchconv._torch_private import has_global_hooks
 from torchconv.activations import ACTIVATIONS, OF_INPUT, activation_of_layer, apply, check_activation
 from torchconv.models.module_state import qualified_name
@@ -81,7 +82,7 @@ def normalize(
         known = activation_of_layer(activation) if is_plain(activation) else None
     if in_place and residual is not None and (residual.dtype, residual.shape) != (input.dtype, input.shape):
         known = None
-    if known is not None and not has_global_hooks():
+    if known is not None and not is_observed():
         if type(layer) in BATCH_NORMS and is_plain(layer):
             return batch_norm_layer(layer, input, residual, *known, recompute)
         inner = activation_inside(layer)
@@ -151,6 +152,11 @@ def is_plain(module: nn.Module) -> bool:
         or "forward" in vars(module)
         or module._compiled_call_impl is not None  # module.compile()
     )
+
+
+def is_observed() -> bool:
+    """Whether there are hooks of all modules, but for those of torchconv.explain."""
+    return bool(has_global_hooks()) and recording.get() is None
 
 
 def is_batch_norm(layer: nn.Module) -> bool:

@@ -12,8 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchconv._ops.fake import FLOATS
 from torchconv._ops.recompute import computed_again, kept_instead_of
 from torchconv._ops.table import ops
-from torchconv._torch_private import functorch_is_active, has_global_hooks, is_forward_ad
-from torchconv.blocks import is_plain
+from torchconv._torch_private import functorch_is_active, is_forward_ad
+from torchconv.blocks import is_observed, is_plain
 from torchconv.normalization import is_compiling, is_dense, is_plain_tensor, is_tracing, like
 
 
@@ -35,7 +35,7 @@ def squeeze(pool: nn.Module | tuple[int, int] | None, x: Tensor) -> tuple[Tensor
     Only `excite` may use that x: its gradient is multiplied by the gate later, in the backward of the mean.
     """
     layer = pool if isinstance(pool, nn.Module) else None
-    if not is_fused(x) or (layer is not None and (has_global_hooks() or not is_plain(layer))):
+    if not is_fused(x) or (layer is not None and (is_observed() or not is_plain(layer))):
         if isinstance(pool, nn.Module):
             return pool(x), x, None
         return (adaptive_avg_pool2d(x, 1) if pool is None else x.mean(pool, keepdim=True)), x, None

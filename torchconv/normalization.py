@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._ops.fake import FLOATS, channel_dtype
-from torchconv._ops.recompute import COMPUTATIONS, has_saved_tensors_hooks, is_kept
+from torchconv._ops.recompute import COMPUTATIONS, has_saved_tensors_hooks, is_kept, recording
 from torchconv._ops.table import ops
-from torchconv._torch_private import functorch_is_active, is_forward_ad
+from torchconv._torch_private import FakeTensor, functorch_is_active, is_forward_ad
 from torchconv.activations import ACTIVATIONS, OF_INPUT, apply, check_activation
 
 is_compiling = torch.compiler.is_compiling
@@ -121,7 +121,9 @@ def is_fused(input: Any, residual: Any, per_channel: Sequence[Any], training: bo
 
 
 def is_plain_tensor(tensor: Any) -> bool:
-    """Whether it is a tensor of the CPU, of no subclass and with strides."""
+    """Whether it is a tensor of the CPU, of no subclass and with strides; or stands for one, in torchconv.explain."""
+    if recording.get() is not None and isinstance(tensor, FakeTensor):
+        return tensor.device.type == "cpu" and tensor.layout is torch.strided
     return type(tensor) in PLAIN and bool(tensor.is_cpu) and tensor.layout is torch.strided
 
 

@@ -10,6 +10,7 @@ again is the same function of it, for derivatives of higher order, too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +50,13 @@ def computed_again(saved: tuple[Any, ...], how: Any) -> Tensor:
     return computation(saved, rest)  # type: ignore[no-any-return]
 
 
+#: While torchconv.explain records a call on tensors without data: its hook, which is told what is saved.
+recording: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("recording", default=None)
+
+
 def has_saved_tensors_hooks() -> bool:
     """Whether checkpointing, save_on_cpu or others take what is saved. They may compute in order to give it back."""
-    return saved_tensors_hooks is None or saved_tensors_hooks(True) is not None
+    if saved_tensors_hooks is None:
+        return True
+    hooks = saved_tensors_hooks(True)
+    return hooks is not None and hooks[0] is not recording.get()

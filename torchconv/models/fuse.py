@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchconv import _torch_private
-from torchconv.blocks import is_batch_norm
+from torchconv._torch_private import BatchNorm, no_dispatch_modes
+from torchconv.blocks import is_batch_norm, is_observed
 from torchconv.models.chains import fuse_chains, fuse_gates
 from torchconv.models.trace import (
     Structure,
@@ -92,7 +92,7 @@ class Plan:
         found = self.traces.get(key)
         if found is not None and found.holds(module):
             return found
-        with tracing:
+        with tracing, no_dispatch_modes():
             found = self.traces.get(key)  # another thread may have made it
             if found is not None and found.holds(module):
                 return found
@@ -135,7 +135,7 @@ def made_for(cls: Any) -> Any:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = None if torch.compiler.is_compiling() else vars(self).get("_fused_for_training")
-        if plan is not None and not kwargs and not _torch_private.has_global_hooks():
+        if plan is not None and not kwargs and not is_observed():
             call = structure_of(args)
             trace = plan.trace(self, self.training, call[0]) if call is not None else None
             if call is not None and trace is not None and trace.function is not None:
@@ -184,7 +184,7 @@ def fuse(model: nn.Module, recompute: bool) -> tuple[dict[str, list[str]], dict[
             unfuse(module)
     left = {}
     for name, module in model.named_modules():
-        if isinstance(module, _torch_private.BatchNorm) and name not in fused:
+        if isinstance(module, BatchNorm) and name not in fused:
             other = f"it is a {type(module).__name__}, not a torch.nn.BatchNorm"
             left[name] = reasons.get(name, "no forward calls it") if is_batch_norm(module) else other
     return {name: fused[name] for name in names.values() if name in fused}, left

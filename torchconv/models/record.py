@@ -14,8 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchconv import _C
+from torchconv._ops.recompute import recording
 from torchconv._ops.table import BILINEAR, BY_NAME, ops
 from torchconv._torch_private import TorchDispatchMode, tree_iter
+from torchconv.blocks import ConvBatchNorm2d, is_batch_norm
+from torchconv.models.trace import forward_of
 
 aten = torch.ops.aten
 
@@ -98,6 +101,14 @@ def lstm_flops(x: Any, w_input: Any, w_hidden: Any, *rest: Any, out_shape: Any =
     return int(2 * x[0] * x[1] * (prod(w_input) + prod(w_hidden)))
 
 
+def within_fused(model: nn.Module) -> set[nn.Module]:
+    """The layers that fused modules compute themselves, if these layers have no hooks: most without weights."""
+    fused = [m for m in model.modules() if "_fused_for_training" in vars(m) or isinstance(m, ConvBatchNorm2d)]
+    inner = {layer for module in fused for layer in module.modules() if layer is not module}
+    called = {layer for layer in fused if forward_of(layer) is not nn.Sequential.forward}
+    return {layer for layer in inner - called if is_batch_norm(layer) or not layer._parameters}
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records the calls of all modules of a model, by hooks that it leaves there (see module_state.left_alone).
 
@@ -115,13 +126,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.known = {storage_of(tensor) for tensor in state}
 
     def __enter__(self) -> Recorder:
+        within = within_fused(self.model)
         for name, module in self.model.named_modules():
-            if "parametrizations" in name.split("."):
-                continue  # they belong to the layer whose parameters they make
+            if "parametrizations" in name.split(".") or module in within:
+                continue  # they belong to the layer whose parameters they make, or to the module that calls them
             module.register_forward_pre_hook(self.begin(name), with_kwargs=True)
             module.register_forward_hook(self.end, always_call=True)
-        self.hooks = saved_tensors_hooks(self.save, lambda tensor: tensor)
+        pack = self.save
+        self.hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
         self.hooks.__enter__()
+        self.token = recording.set(pack)
         self.flops.__enter__()
         super().__enter__()
         return self
@@ -129,6 +143,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.flops.__exit__(*error)
+        recording.reset(self.token)
         self.hooks.__exit__(*error)
         # A graph holds its hooks, and they hold this: no part of the graph may stay.
         for call in self.calls:
@@ -169,7 +184,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "torchconv" and self.stack:
+        if func.namespace == "torchconv" and func._schema.name.removeprefix("torchconv::") in BY_NAME and self.stack:
             names = [argument.name for argument in func._schema.arguments]
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             geometry = tuple(given[name] for name in ("stride", "padding", "dilation", "groups"))
