@@ -3,7 +3,7 @@
 import grid
 import pytest
 import torch
-from cases import CASES, WIDE, Case, arrange, device_of, integer_problem, integers, on
+from cases import CASES, DTYPES, WIDE, Case, arrange, device_of, integer_problem, integers, on
 from torch.nn import functional as F
 
 import torchconv
@@ -120,6 +120,39 @@ def test_huge_stride(row, case):
 def test_expanded_bias():
     x, w = integers((1, 2, 4, 4)), integers((3, 2, 3, 3))
     assert torch.equal(functional.conv2d(x, w, torch.ones(1).double().expand(3)), functional.conv2d(x, w) + 1)
+
+
+WINDOWS = {  # size and strides of x: its channels are windows of a vector, and overlap
+    "of_all_images": ((2, 512, 1, 8), (0, 1, 8, 1)),
+    "of_neighbours": ((3, 64, 5, 7), (1, 1, 7, 1)),
+    "tokens": ((2, 64, 40, 1), (40 * 64, 1, 64, 1)),
+}
+
+
+POINTWISE = Case("pointwise", (2, 64, 8, 8), (64, 64, 1, 1))
+
+
+@grid.each_row([row for row in grid.ANY_STRIDES if any(grid.supported(row, POINTWISE, dtype) for dtype in DTYPES)])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_pixels_that_overlap(row, name):
+    size, stride = WINDOWS[name]
+    case = Case(name, size, (64, size[1], 1, 1))
+    for dtype in grid.dtypes_of(row):
+        w, y = integers(case.w).to(dtype), integers(case.y).to(dtype)
+        x = integers((1, 1, 1, 6000)).to(dtype).as_strided(size, stride)
+        overlapping, dense = (grid.run(case, *(on(device_of(row), t) for t in (x, w, y)), row) for x in (x, x.clone()))
+        assert all(torch.equal(result, dense[op]) for op, result in overlapping.items())
+
+
+LAST_COLUMN = Case("last_column", (1, 16, 1, 17201), (512, 16, 1, 2), stride=(1, 100), dilation=(1, 16000))
+
+
+@grid.each([LAST_COLUMN], [row for row in grid.ROWS if grid.supported(row, LAST_COLUMN, torch.bfloat16)])
+def test_a_row_whose_last_block_is_a_single_column(row, case):
+    """Its taps lie far apart, so that it takes more memory than the wider blocks before it."""
+    tensors = [on(device_of(row), integers(size).bfloat16()) for size in (case.x, case.w, case.y)]
+    wanted = grid.run(case, *tensors, f"{device_of(row)}.reference")
+    assert all(torch.equal(result, wanted[op]) for op, result in grid.run(case, *tensors, row).items())
 
 
 @grid.each([*CASES, *WIDE], grid.ANY_STRIDES, layouts=["strided"])

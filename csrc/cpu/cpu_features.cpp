@@ -23,7 +23,7 @@ uint32_t saved_registers() {
   return eax;
 }
 
-// Whether this process may use AMX tiles. Linux grants them on request, to all threads and to child processes. It
+// Whether this process may use AMX tiles. Linux grants them on request, to all threads and to forked children. It
 // refuses, for example, while a thread has an alternate signal stack that is too small for them.
 bool may_use_tiles() {
 #if defined(__linux__)

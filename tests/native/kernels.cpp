@@ -134,7 +134,8 @@ Four strides_of(const Four& size, int64_t layout) {
   if (layout == 0) return {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};          // contiguous
   if (layout == 1) return {size[1] * size[2] * size[3], 1, size[3] * size[1], size[1]};          // channels_last
   if (layout == 2) return {size[1] * size[2] * size[3] * 3, size[2] * size[3] * 3, 1, size[2]};  // column-major, gaps
-  return {0, size[2] * size[3], size[3], 1};                                                     // batch stride 0
+  if (layout == 3) return {0, size[2] * size[3], size[3], 1};                                    // batch stride 0
+  return {1, 1, size[3] * 2, 2};  // windows of a vector, which overlap
 }
 
 // The layout of an operand that draws its layout independently of the others.
@@ -142,7 +143,7 @@ constexpr int64_t any = -1;
 
 // A guarded tensor of random integers from -2 to 2, in layout `shared` or, if that is `any`, in a random one.
 std::unique_ptr<Guarded> operand(Draw& draw, Dtype dtype, const Four& size, int64_t shared) {
-  const int64_t layout = shared == any ? draw.below(4) : shared;
+  const int64_t layout = shared == any ? draw.below(5) : shared;
   auto tensor = std::make_unique<Guarded>(size, strides_of(size, layout), item_size(dtype), draw.below(3) > 0);
   tensor->each([&](char* at) { write(dtype, at, float(draw.below(5) - 2)); });
   return tensor;

@@ -83,12 +83,15 @@ inline Plan plan(const Correlation& conv) {
                   plan.panel_size() * 4 <= Plan::weights_bytes &&
                   double(conv.groups) * plan.panels * plan.lanes_per_panel * 4 <= Plan::weights_bytes / 2;  // bias
 
-  // x is not read in place if its pixels are a multiple of 4 KiB apart.
+  // x is not read in place if its pixels are a multiple of 4 KiB apart, or if outputs are a single column whose pixels
+  // are as far apart as rows: tiles run along columns.
+  const bool is_column = conv.cols.out == 1 && conv.rows.out > 1;
   const double edge = double(amx_rows) * conv.x.w * conv.cols.stride * 2;
   plan.in_place = taps == 1 && edge <= Plan::overhang_bytes && C % (2 * amx_pairs) == 0 && conv.x.c == 1 &&
                   conv.rows.pad == 0 && conv.cols.pad == 0 && conv.rows.position(conv.rows.out - 1, 0) < conv.rows.in &&
                   conv.cols.position(conv.cols.out - 1, 0) < conv.cols.in &&
-                  conv.x.w * conv.cols.stride * 2 % 4096 != 0;
+                  conv.x.w * conv.cols.stride * 2 % 4096 != 0 &&
+                  !(is_column && conv.x.w * conv.cols.stride != conv.x.h * conv.rows.stride);
   plan.panels_per_task =
       std::clamp<int64_t>(Plan::set_bytes / 4 / std::max<int64_t>(1, plan.panel_size()), 1, plan.panels);
   return plan;
@@ -282,7 +285,7 @@ class BlockTask {
     const S* from = source_.data + row / segments_.rows * source_.image_stride +
                     row % segments_.rows * source_.row_stride + pixel * stride;
     if (!plan_.in_place || from + (amx_rows - 1) * stride + conv_.C_per_group() <= call_.x_end) return from;
-    if (!edge) edge = scratch_.take<S>(amx_rows * stride);
+    if (!edge) edge = scratch_.take<S>((amx_rows - 1) * stride + conv_.C_per_group());
     const int64_t count = std::min(amx_rows, segments_.pixels() - pixel);
     for (int64_t i = 0; i < count; ++i)
       std::memcpy(edge + i * stride, from + i * stride, conv_.C_per_group() * sizeof(S));

@@ -3,7 +3,7 @@
 // A task copies its block of x with pixels innermost, [channel][pixel], so that a tap is an offset into it, and its
 // block of y as pairs of neighbouring pixels, [pair][filter]. Rows of pixels keep the padding between them, where y is
 // zero. With a stride, each phase of the pixels of x is a plane of its own. The accumulators of a task are
-// [tap][channel] [filter]; chunks of blocks are added as in gemm (gemm_grad_weight.h).
+// [tap][channel][filter]; chunks of blocks are added as in gemm (gemm_grad_weight.h).
 //
 // Few channels would leave most rows of a tile empty: then the taps of a kernel row count as channels ("joined").
 
@@ -39,7 +39,7 @@ struct WeightBlock {
         y_image(rows * width),
         runs(images),
         steps(ceil_div(y_image, 2 * amx_pairs)) {
-    if (x_image == y_image) {  // one tap: all images are one run
+    if (x_image == y_image) {  // no rows beyond those of y, and no phases: all images are one run
       steps = ceil_div(images * y_image, 2 * amx_pairs);
       runs = 1;
     } else {
@@ -109,11 +109,15 @@ inline WeightPlan weight_plan(const Conv& conv) {
   const double of_slice = bytes() * plan.channel_groups;
   plan.possible = plan.blocks.patch_bytes <= double(weight_copy_bytes) && of_slice <= WeightPlan::accumulator_bytes;
   if (!plan.possible) return plan;
-  // Whether the plan is possible must not depend on the batch.
-  const auto fits = [&] {
-    const WeightBlock block(conv, {0, plan.blocks.images, 0, plan.blocks.rows, 0, plan.blocks.cols}, plan.joined);
+  // Whether the plan is possible must not depend on the batch. The last block of a row may be a single column, which
+  // has other phases.
+  const auto block_fits = [&](int64_t cols) {
+    const WeightBlock block(conv, {0, plan.blocks.images, 0, plan.blocks.rows, 0, cols}, plan.joined);
     return double(block.pitch) * lines * 2 <= weight_copy_bytes &&
            double(block.y_pixels() + 64) * pitch_of(plan.filters) * 2 <= weight_copy_bytes;
+  };
+  const auto fits = [&] {
+    return block_fits(plan.blocks.cols) && block_fits((conv.cols.out - 1) % plan.blocks.cols + 1);
   };
   while (plan.blocks.images > 1 && !fits()) --plan.blocks.images;
   plan.possible = fits();
@@ -324,12 +328,12 @@ inline bool has_non_finite(const WeightTask::Call& call, int64_t slice, int64_t 
 // of x were multiplied by zeros, so that a non-finite one may have spoiled results that do not depend on it.
 inline void replace_non_finite(const Conv& conv, const S* x, const S* y, S* w) {
   const int64_t C = conv.C_per_group(), R = conv.rows.kernel, S_taps = conv.cols.kernel;
-  std::vector<S> other(conv.K * C * R * S_taps);
+  const std::unique_ptr<S[]> other(new S[conv.K * C * R * S_taps]);
   Conv dense = conv;
   dense.w = {C * R * S_taps, R * S_taps, S_taps, 1};
   AnyPlan plan;
-  choose(dense, Op::grad_weight, "!cpu.amx", plan).grad_weight(plan, x, y, other.data());
-  const S* from = other.data();
+  choose(dense, Op::grad_weight, "!cpu.amx", plan).grad_weight(plan, x, y, other.get());
+  const S* from = other.get();
   for (int64_t k = 0; k < conv.K; ++k)
     for (int64_t c = 0; c < C; ++c)
       for (int64_t r = 0; r < R; ++r)

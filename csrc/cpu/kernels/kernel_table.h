@@ -390,7 +390,7 @@ struct AmxGemm {
   using Types = TypeList<BFloat16>;
   static constexpr const char* supported = "bfloat16, if packed weights and patches fit into its working memory";
   static constexpr const char* suited =
-      "16 and more channels read and written in a group (3 and more read, where there are several taps), and 8 pixels";
+      "16 and more channels written in a group, 3 and more read (16 times taps and more), and 8 and more pixels";
 
   // Pays off where the channels fill at least half of most tiles.
   static bool suits(const Conv& conv, Op op) {

@@ -13,6 +13,8 @@ struct alignas(64) AmxPalette {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+static_assert(sizeof(AmxPalette) == 64);
+
 INLINE void amx_configure() {
   static constexpr AmxPalette palette;
   asm volatile("ldtilecfg %0" ::"m"(palette));
