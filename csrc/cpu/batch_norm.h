@@ -8,7 +8,7 @@
 
 namespace torchconv::cpu {
 
-#if defined(TORCHCONV_X86) && !defined(TORCHCONV_AMX_ONLY)
+#if defined(TORCHCONV_X86) && !defined(TORCHCONV_AMX_ONLY) && !defined(TORCHCONV_REFERENCE_ONLY)
 #define TORCHCONV_BATCH_NORM_SETS(each) each(avx512) each(avx2) each(portable)
 #else
 #define TORCHCONV_BATCH_NORM_SETS(each) each(portable)

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <span>
@@ -31,15 +32,17 @@
 #include <vector>
 
 // Every instruction set in the build, widest first, whether or not this machine supports it: the names of the
-// namespaces in targets/. Builds for tests can restrict themselves to the portable kernels, with or without those for
-// AMX, which compile in a tenth of the time.
-#if defined(__x86_64__) && !defined(TORCHCONV_PORTABLE_ONLY)
+// namespaces in targets/. Builds for tests can restrict themselves to the portable kernels and those for AMX, or to the
+// reference, which takes a tenth of the time.
+#if defined(__x86_64__)
 #define TORCHCONV_X86
-#if defined(TORCHCONV_AMX_ONLY)
-#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(portable)
-#else
-#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(avx512_bf16) each(avx512) each(avx2) each(portable)
 #endif
+#if defined(TORCHCONV_REFERENCE_ONLY)
+#define TORCHCONV_INSTRUCTION_SETS(each)
+#elif defined(TORCHCONV_X86) && defined(TORCHCONV_AMX_ONLY)
+#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(portable)
+#elif defined(TORCHCONV_X86)
+#define TORCHCONV_INSTRUCTION_SETS(each) each(amx) each(avx512_bf16) each(avx512) each(avx2) each(portable)
 #else
 #define TORCHCONV_INSTRUCTION_SETS(each) each(portable)
 #endif
@@ -60,7 +63,8 @@ TORCHCONV_INSTRUCTION_SETS(TORCHCONV_DECLARE)
 #undef TORCHCONV_DECLARE
 
 #define TORCHCONV_ADDRESS(name) &name::instruction_set,
-inline constexpr const InstructionSet* instruction_sets[] = {TORCHCONV_INSTRUCTION_SETS(TORCHCONV_ADDRESS)};
+inline constexpr std::initializer_list<const InstructionSet*> instruction_sets = {
+    TORCHCONV_INSTRUCTION_SETS(TORCHCONV_ADDRESS)};
 #undef TORCHCONV_ADDRESS
 
 }  // namespace torchconv::cpu

@@ -45,7 +45,7 @@ MODES = {
     "gpu": Mode(
         60,
         folder="gpu",
-        options=("-DTORCHCONV_CUDA=ON", "-DTORCHCONV_PORTABLE_ONLY=ON"),
+        options=("-DTORCHCONV_CUDA=ON", "-DTORCHCONV_REFERENCE_ONLY=ON"),
         parts=(("cuda.reference", 0.25), ("cuda.grouped", 10), ("cuda.sm80", 1)),
     ),
     "x86": Mode(200, (("qemu-x86_64 -cpu Nehalem ", 0), ("qemu-x86_64 -cpu Haswell ", 64))),
