@@ -82,7 +82,7 @@ def test_pairs(op):
     assert chosen(wide, op, "!amx,!winograd", dtype=torch.bfloat16) == PAIRS
 
 
-@pytest.mark.skipif(AMX not in ROWS, reason="this machine does not have AMX")
+@pytest.mark.skipif(AMX not in ROWS, reason="needs AMX; `make amx` runs it on emulated tiles")
 @pytest.mark.parametrize("op", OPS)
 def test_amx(op):
     """Bfloat16 with 16 channels and more, and first layers; few pixels, few filters and depthwise layers are left."""

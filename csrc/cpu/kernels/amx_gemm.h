@@ -83,8 +83,8 @@ inline Plan plan(const Correlation& conv) {
                   plan.panel_size() * 4 <= Plan::weights_bytes &&
                   double(conv.groups) * plan.panels * plan.lanes_per_panel * 4 <= Plan::weights_bytes / 2;  // bias
 
-  // x is not read in place if its pixels are a multiple of 4 KiB apart, or if outputs are a single column whose pixels
-  // are as far apart as rows: tiles run along columns.
+  // x is not read in place if its pixels are a multiple of 4 KiB apart: they would fall into few sets of L1. Nor if
+  // there is a single column of outputs, unless x.w happens to be the distance of rows: each would need its own tile.
   const bool is_column = conv.cols.out == 1 && conv.rows.out > 1;
   const double edge = double(amx_rows) * conv.x.w * conv.cols.stride * 2;
   plan.in_place = taps == 1 && edge <= Plan::overhang_bytes && C % (2 * amx_pairs) == 0 && conv.x.c == 1 &&
