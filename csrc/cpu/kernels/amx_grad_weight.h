@@ -154,23 +154,17 @@ inline void copy_pixels(const S* from, int64_t channels, int64_t pixels, int64_t
   }
 }
 
-// Accumulates one chunk of one slice and one channel group.
-class WeightTask {
+// Accumulates a part of the weights.
+class WeightTask : gemm::WeightPart {
  public:
   using Call = gemm::WeightCall<float, S>;
 
   WeightTask(const Call& call, int64_t slice, int64_t channel_group, int64_t chunk)
-      : call_(call),
+      : WeightPart(call.conv, call.plan, slice, channel_group, chunk),
+        call_(call),
         conv_(call.conv),
         plan_(call.plan),
-        group_(slice / plan_.filter_groups),
-        k_(slice % plan_.filter_groups * plan_.filters),
-        filters_(std::min(plan_.filters, conv_.K_per_group() - k_)),
-        c_(channel_group * plan_.channels),
-        channels_(std::min(plan_.channels, conv_.C_per_group() - c_)),
         lines_(round_up((plan_.joined ? conv_.cols.kernel : 1) * channels_, amx_rows)),
-        begin_(split_begin(plan_.blocks.count(), plan_.chunks, chunk)),
-        end_(split_begin(plan_.blocks.count(), plan_.chunks, chunk + 1)),
         total_(call.accumulators_of(slice, channel_group, chunk)) {}
 
   void run() const {
@@ -305,10 +299,7 @@ class WeightTask {
   const Call& call_;
   const Conv& conv_;
   const WeightPlan& plan_;
-  const int64_t group_, k_, filters_;  // output channels [k, k + filters) of the group
-  const int64_t c_, channels_;         // input channels [c, c + channels) of the group
-  const int64_t lines_;                // rows of tiles that they fill
-  const int64_t begin_, end_;          // blocks
+  const int64_t lines_;  // rows of tiles that they fill
   float* const total_;
 };
 

@@ -101,25 +101,38 @@ struct WeightCall {
   }
 };
 
-// Accumulates one chunk of one slice and one channel group.
+// The part of the weights that a task accumulates, and its blocks of pixels: one chunk of one slice and one channel
+// group.
+class WeightPart {
+ protected:
+  template <class S>
+  WeightPart(const Conv& conv, const WeightPlan<S>& plan, int64_t slice, int64_t channel_group, int64_t chunk)
+      : group_(slice / plan.filter_groups),
+        k_(slice % plan.filter_groups * plan.filters),
+        filters_(std::min(plan.filters, conv.K_per_group() - k_)),
+        c_(channel_group * plan.channels),
+        channels_(std::min(plan.channels, conv.C_per_group() - c_)),
+        begin_(split_begin(plan.blocks.count(), plan.chunks, chunk)),
+        end_(split_begin(plan.blocks.count(), plan.chunks, chunk + 1)) {}
+
+  const int64_t group_, k_, filters_;  // output channels [k, k + filters) of the group
+  const int64_t c_, channels_;         // input channels [c, c + channels) of the group
+  const int64_t begin_, end_;          // blocks
+};
+
+// Accumulates a part of the weights.
 template <class E, class S>
-class WeightTask {
+class WeightTask : WeightPart {
   using T = Acc<S>;
   static constexpr int L = lanes<S>;
 
  public:
   WeightTask(const WeightCall<E, S>& call, int64_t slice, int64_t channel_group, int64_t chunk)
-      : call_(call),
+      : WeightPart(call.conv, call.plan, slice, channel_group, chunk),
+        call_(call),
         conv_(call.conv),
         plan_(call.plan),
-        group_(slice / plan_.filter_groups),
-        k_(slice % plan_.filter_groups * plan_.filters),
-        filters_(std::min(plan_.filters, conv_.K_per_group() - k_)),
-        c_(channel_group * plan_.channels),
-        channels_(std::min(plan_.channels, conv_.C_per_group() - c_)),
         run_length_(plan_.joined ? conv_.cols.kernel * channels_ : channels_),
-        begin_(split_begin(plan_.blocks.count(), plan_.chunks, chunk)),
-        end_(split_begin(plan_.blocks.count(), plan_.chunks, chunk + 1)),
         total_(call.accumulators_of(slice, channel_group, chunk)),
         pitch_(plan_.pitch),
         run_pitch_(plan_.run_pitch) {
@@ -284,11 +297,8 @@ class WeightTask {
   const WeightCall<E, S>& call_;
   const Conv& conv_;
   const WeightPlan<S>& plan_;
-  const int64_t group_, k_, filters_;  // output channels [k, k + filters) of the group
-  const int64_t c_, channels_;         // input channels [c, c + channels) of the group
   const int64_t run_length_;
-  const int64_t begin_, end_;  // blocks
-  T* total_;                   // the accumulators, or the weights themselves
+  T* total_;  // the accumulators, or the weights themselves
   int64_t pitch_, run_pitch_;
 };
 
